@@ -1,0 +1,82 @@
+"""What a pass is: the protocol, its effect, its preconditions and its result."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from fxopt.graph_module import GraphModule
+
+
+class Effect(enum.Enum):
+    """What a pass may do to the function that the graph computes."""
+
+    EXACT = "exact"  # the same function up to rounding
+    LOSSY = "lossy"  # another function, asked for by the user
+
+
+@dataclass(frozen=True)
+class Precondition:
+    """Something a graph must satisfy before a pass runs; `check` returns why not, or None."""
+
+    name: str
+    check: Callable[[GraphModule], str | None]
+
+
+@dataclass(frozen=True)
+class Miss:
+    """A place where a pass nearly applied, and the reason why it did not."""
+
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class RuleCount:
+    """How often one rule was tried, matched and applied during one run."""
+
+    tried: int = 0
+    matched: int = 0
+    rewritten: int = 0
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What one run of a pass did, as its Rewriter recorded it.
+
+    `created` and `erased` are node names, `changed` are nodes whose arguments were replaced in
+    place, `origins` maps a created node to the nodes it stands for.
+    """
+
+    rewrites: int = 0
+    misses: tuple[Miss, ...] = ()
+    created: tuple[str, ...] = ()
+    erased: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    origins: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    rules: Mapping[str, RuleCount] = field(default_factory=dict)
+
+    @property
+    def modified(self) -> bool:
+        """Whether the graph differs from what it was."""
+        return bool(self.rewrites or self.created or self.erased or self.changed)
+
+
+@runtime_checkable
+class Pass(Protocol):
+    """A graph pass: a frozen dataclass whose fields are its options.
+
+    `run` changes `graph` in place, through one `fxopt.rewrite.Rewriter`, and returns
+    `rewriter.result()`. It neither logs, prints, times nor verifies: the pipeline does.
+    """
+
+    name: ClassVar[str]
+    effect: ClassVar[Effect]
+    requires: ClassVar[tuple[Precondition, ...]]
+
+    def run(self, graph: GraphModule) -> PassResult:
+        """Rewrite `graph` in place and report what was done."""
+        ...

@@ -1,0 +1,323 @@
+"""The graph that everything works on: an fx graph, its constants, and how it is called."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fxopt.errors import FxoptError
+from fxopt.signature import Signature
+
+if TYPE_CHECKING:
+    from fxopt.story import Story
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a constant that a pass made follows from earlier ones: `name = compute(*sources)`.
+
+    `compute` returns one tensor. Replaying all recipes in order is what
+    `CompiledModel.update` does with newly trained weights.
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    compute: Callable[..., torch.Tensor]
+
+
+@dataclass
+class GraphInfo:
+    """What a graph knows beside its nodes; it lives in `graph_module.meta["fxopt"]`."""
+
+    signature: Signature | None  # None for the sub-graph of a control-flow operator
+    fake_mode: FakeTensorMode
+    example_inputs: tuple[Any, ...] = ()  # flat, in the order of the placeholders
+    model_name: str = "model"
+    recipes: list[Recipe] = field(default_factory=list)
+    mutated: frozenset[str] = frozenset()  # constants that the graph itself writes back
+    sources: frozenset[str] = frozenset()  # the constants' names at capture
+    regularizers: tuple[str, ...] = ()  # active in training only, and absent from this graph
+    story: Story | None = None
+    capture_seconds: float = 0.0
+    shares_storage: bool = True
+
+
+class GraphModule(fx.GraphModule):
+    """A dialect graph as a trainable `nn.Module`, called exactly like the model it came from.
+
+    Placeholders take flat tensors, the output is a tuple of tensors, and `run` executes just
+    that; calling the module flattens the model's own arguments and rebuilds its own outputs.
+    Code is generated at the first run after a change, never while passes work.
+
+    Parameters and buffers share their storage with the captured model until this module is about
+    to write: `train()`, `load_state_dict()` and handing out `parameters()` copy them first.
+    """
+
+    def __init__(self, root: Any, graph: fx.Graph, class_name: str = "GraphModule") -> None:
+        self._compiled: Callable[..., tuple[Any, ...]] | None = None
+        super().__init__(root, graph, class_name)
+        self.train_mode(False)
+
+    # -- running ------------------------------------------------------------------------------
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the graph with the model's own arguments; see `Signature.check` for errors."""
+        signature = self.info.signature
+        if signature is None:
+            return self.run(*args)
+        flat = signature.flatten(args, kwargs)
+        signature.check(flat)
+        return signature.output.unflatten(self.run(*flat))
+
+    def run(self, *flat: Any) -> tuple[Any, ...]:
+        """Execute the graph on flat inputs and return its flat outputs."""
+        if self._compiled is None:
+            code = self._graph.python_code(root_module="self")
+            namespace = dict(code.globals)
+            exec(compile(code.src, f"<fxopt graph of {self.info.model_name}>", "exec"), namespace)
+            self._code = code.src
+            self._compiled = namespace["forward"]
+        return self._compiled(self, *flat)
+
+    def recompile(self) -> Any:
+        """Forget the generated code; it is made again at the next run."""
+        self._compiled = None
+
+    @property
+    def code(self) -> str:
+        """The Python code of the graph."""
+        return str(self._graph.python_code(root_module="self").src)
+
+    # -- information --------------------------------------------------------------------------
+
+    @property
+    def info(self) -> GraphInfo:
+        """What the graph knows beside its nodes."""
+        info = self.meta.get("fxopt")
+        if not isinstance(info, GraphInfo):
+            raise FxoptError("This graph module was not made by fxopt.capture; capture it first.")
+        return info
+
+    @property
+    def story(self) -> Story:
+        """The record of what `optimize` did to this graph."""
+        if self.info.story is None:
+            raise FxoptError("This graph has no story yet; fxopt.optimize(...) writes one.")
+        return self.info.story
+
+    @property
+    def report(self) -> Any:
+        """The printable report of the story."""
+        from fxopt.report import Report
+
+        return Report(self.story)
+
+    def find(self, *targets: Any) -> list[fx.Node]:
+        """Return the call nodes of any of `targets`, in graph order."""
+        if len(targets) == 1:
+            return list(self.graph.find_nodes(op="call_function", target=targets[0]))
+        wanted = set(targets)
+        return [n for n in self.graph.nodes if n.op == "call_function" and n.target in wanted]
+
+    @property
+    def output_node(self) -> fx.Node:
+        """The one output node."""
+        return next(iter(reversed(self.graph.nodes)))
+
+    @property
+    def placeholders(self) -> list[fx.Node]:
+        """The input nodes, in call order."""
+        return list(self.graph.find_nodes(op="placeholder"))
+
+    def subgraphs(self) -> Iterator[GraphModule]:
+        """Yield the graphs of control-flow operators (cond, while_loop…), innermost first."""
+        for node in self.graph.find_nodes(op="get_attr"):
+            value = self.value(node)
+            if isinstance(value, GraphModule):
+                yield from value.subgraphs()
+                yield value
+
+    # -- constants ----------------------------------------------------------------------------
+
+    def value(self, node: fx.Node) -> Any:
+        """Return the tensor (or sub-graph) of a get_attr node."""
+        return self.constant(str(node.target))
+
+    def constant(self, name: str) -> Any:
+        """Return the constant called `name`, a dotted path."""
+        value: Any = self
+        for part in name.split("."):
+            value = getattr(value, part)
+        return value
+
+    def constants(self) -> dict[str, torch.Tensor]:
+        """Return every constant tensor by name, without copying shared storage."""
+        found = {}
+        for prefix, module in self.named_modules():
+            dot = prefix + "." if prefix else ""
+            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is not None:
+                    found[dot + name] = tensor
+        return found
+
+    def set_constant(self, name: str, value: Any, *, persistent: bool = True) -> None:
+        """Register a parameter, buffer or sub-graph under a dotted path."""
+        *path, leaf = name.split(".")
+        module: torch.nn.Module = self
+        for part in path:
+            if part not in module._modules:
+                module.add_module(part, torch.nn.Module())
+            module = module.get_submodule(part)
+        if isinstance(value, torch.nn.Parameter):
+            module.register_parameter(leaf, value)
+        elif isinstance(value, torch.Tensor):
+            module.register_buffer(leaf, value, persistent=persistent)
+        else:
+            module.add_module(leaf, value)
+
+    def has_constant(self, name: str) -> bool:
+        """Whether `name` is taken, by a constant or by anything on its path."""
+        module: torch.nn.Module = self
+        *path, leaf = name.split(".")
+        for part in path:
+            if part not in module._modules:
+                return hasattr(module, part)
+            module = module.get_submodule(part)
+        return hasattr(module, leaf)
+
+    def is_persistent(self, name: str) -> bool:
+        """Whether the constant appears in `state_dict()`."""
+        prefix, _, leaf = name.rpartition(".")
+        return leaf not in self.get_submodule(prefix)._non_persistent_buffers_set
+
+    def delete_constant(self, name: str) -> None:
+        """Remove a constant, and the modules on its path that this leaves empty."""
+        path, _, leaf = name.rpartition(".")
+        delattr(self.get_submodule(path), leaf)
+        while path:
+            module = self.get_submodule(path)
+            if module._modules or module._parameters or module._buffers:
+                return
+            path, _, leaf = path.rpartition(".")
+            delattr(self.get_submodule(path), leaf)
+
+    # -- training -----------------------------------------------------------------------------
+
+    def train_mode(self, mode: bool) -> None:
+        """Set the flag of every module, and nothing else."""
+        for module in self.modules():
+            module.training = mode
+
+    def train(self, mode: bool = True) -> GraphModule:
+        """Switch those batch norms and dropouts whose owning module would switch."""
+        if mode:
+            self.own_storage()
+        self.train_mode(mode)
+        if "fxopt" in self.meta:
+            for node in self.graph.nodes:
+                position = node.meta.get("switch")
+                if position is not None and node.args[position] is not mode:
+                    node.args = (*node.args[:position], mode, *node.args[position + 1 :])
+                    self.recompile()
+            for subgraph in self.subgraphs():
+                subgraph.train(mode)
+        return self
+
+    def own_storage(self) -> None:
+        """Copy every constant that shares its storage with another module, once."""
+        info = self.meta.get("fxopt")
+        if info is None or not info.shares_storage:
+            return
+        copies: dict[int, torch.Tensor] = {}
+        with torch.no_grad():
+            for tensor in self.constants().values():
+                if id(tensor) not in copies:
+                    copies[id(tensor)] = tensor
+                    tensor.data = tensor.detach().clone(memory_format=torch.preserve_format)
+        info.shares_storage = False
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
+        """Hand out the parameters; whoever takes them may write, so storage is copied first."""
+        self.own_storage()
+        return super().named_parameters(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load weights, into storage of this module's own."""
+        self.own_storage()
+        result = super().load_state_dict(*args, **kwargs)
+        self.recompile()
+        return result
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> GraphModule:
+        raise FxoptError(
+            "A captured graph has dtypes and devices baked into its nodes, so .to(), .half(), "
+            ".double() and .cuda() cannot move it. Use fxopt.dialect.retarget(graph, dtype=…, "
+            "device=…), which rewrites them too."
+        )
+
+    # -- copying ------------------------------------------------------------------------------
+
+    def copy(self) -> GraphModule:
+        """Return a graph of its own nodes over the same storage (see the class on writing)."""
+        return self._copy(lambda tensor: tensor.detach(), shares_storage=True)
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> GraphModule:
+        twin = self._copy(lambda tensor: tensor.detach().clone(), shares_storage=False)
+        if memo is not None:
+            memo[id(self)] = twin
+        return twin
+
+    def __copy__(self) -> GraphModule:
+        return self.copy()
+
+    def __reduce__(self) -> Any:
+        from fxopt.artefact import graph_from_bytes, graph_to_bytes
+
+        return graph_from_bytes, (graph_to_bytes(self),)
+
+    def _copy(
+        self, copy_tensor: Callable[[torch.Tensor], torch.Tensor], *, shares_storage: bool
+    ) -> GraphModule:
+        graph = fx.Graph()
+        twins: dict[fx.Node, fx.Node] = {}
+        for node in self.graph.nodes:
+            twins[node] = graph.node_copy(node, twins.__getitem__)
+        twin = GraphModule(torch.nn.Module(), fx.Graph(), self.info.model_name)
+        tensors: dict[int, torch.Tensor] = {}
+        for name, tensor in self.constants().items():
+            if id(tensor) not in tensors:
+                copied = copy_tensor(tensor)
+                if isinstance(tensor, torch.nn.Parameter):
+                    copied = torch.nn.Parameter(copied, requires_grad=tensor.requires_grad)
+                tensors[id(tensor)] = copied
+            twin.set_constant(name, tensors[id(tensor)], persistent=self.is_persistent(name))
+        for node in self.graph.find_nodes(op="get_attr"):
+            value = self.value(node)
+            if isinstance(value, GraphModule) and not twin.has_constant(str(node.target)):
+                twin.set_constant(
+                    str(node.target), value._copy(copy_tensor, shares_storage=shares_storage)
+                )
+        if shares_storage:
+            self.info.shares_storage = True
+        twin.meta = {**self.meta, "fxopt": replace(
+            self.info, recipes=list(self.info.recipes), shares_storage=shares_storage
+        )}
+        fx.GraphModule.graph.fset(twin, graph)  # type: ignore[attr-defined]
+        twin.train_mode(self.training)
+        return twin
+
+
+def tensor_nodes(nodes: Sequence[Any]) -> list[fx.Node]:
+    """Return those of `nodes` that are fx nodes."""
+    return [node for node in nodes if isinstance(node, fx.Node)]
+
+
+def deepcopy(graph: GraphModule) -> GraphModule:
+    """Return a copy that shares nothing with `graph`."""
+    return copy.deepcopy(graph)

@@ -1,0 +1,304 @@
+"""The one way to change a graph: insert, replace, erase, and remember what was done.
+
+A pass makes one `Rewriter`, builds new nodes with `insert` and `constant`, commits each rewrite
+with `replace` (or `update`), notes with `miss` where it held back and why, and returns `result()`.
+The rewriter keeps shapes, provenance and counts; a pass cannot forget them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxopt.contract import Miss, PassResult, RuleCount
+from fxopt.effects import is_pure
+from fxopt.graph_module import GraphModule, Recipe
+from fxopt.normalize import canonical
+from fxopt.shapes import describe, fake_of, infer, same_shape
+
+_fuel: contextvars.ContextVar[list[int] | None] = contextvars.ContextVar("fuel", default=None)
+
+
+@contextlib.contextmanager
+def fuel(rewrites: int) -> Iterator[None]:
+    """Let the rewriters inside make at most this many rewrites: how bisection finds the guilty one."""
+    token = _fuel.set([rewrites])
+    try:
+        yield
+    finally:
+        _fuel.reset(token)
+
+
+class Rewriter:
+    """Changes one graph on behalf of one run of one pass."""
+
+    def __init__(self, graph: GraphModule) -> None:
+        self.graph = graph
+        self.rule: str | None = None  # set by the rule driver: the rule now rewriting
+        self.rewrites = 0
+        self.rule_counts: dict[str, RuleCount] = {}
+        self._misses: list[Miss] = []
+        self._created: dict[fx.Node, tuple[str, ...]] = {}
+        self._erased: dict[str, None] = {}
+        self._changed: dict[str, None] = {}
+        self._unreachable: set[str] = set()
+        self._uncommitted: list[fx.Node] = []
+        self._fuel = _fuel.get()
+
+    # -- building -----------------------------------------------------------------------------
+
+    def insert(
+        self,
+        target: Any,
+        *args: Any,
+        before: fx.Node,
+        origin: fx.Node | Iterable[fx.Node] | None = None,
+        **kwargs: Any,
+    ) -> fx.Node:
+        """Insert a call in its canonical spelling and return its node, with its shape known.
+
+        `origin` names the nodes it stands for (default: `before`): module path and source line
+        are taken from the first. A call that would return its argument unchanged inserts nothing
+        and returns that argument.
+        """
+        call = canonical(target, args, kwargs, describe)
+        if call.target is None:
+            node = call.args[0]
+            assert isinstance(node, fx.Node)
+            return node
+        value = infer(call.target, call.args, call.kwargs, self.graph.info.fake_mode)
+        with self.graph.graph.inserting_before(before):
+            node = self.graph.graph.call_function(call.target, call.args, call.kwargs)
+        node.meta["val"] = value
+        self._adopt(node, _origins(origin, before))
+        return node
+
+    def constant(
+        self,
+        compute: Callable[..., torch.Tensor],
+        sources: Sequence[fx.Node],
+        *,
+        name: str,
+        before: fx.Node,
+        origin: fx.Node | Iterable[fx.Node] | None = None,
+    ) -> fx.Node:
+        """Register the constant `compute(*values of sources)` and return its get_attr node.
+
+        The computation is recorded, so that new weights can be put through it again. The result is
+        a parameter where one of the sources is a parameter that requires grad, else a buffer.
+        `name` is a hint: a suffix makes it unique. `compute` must not write to its arguments.
+        """
+        values = [self.graph.value(node) for node in sources]
+        with torch.no_grad():
+            tensor = compute(*values).detach().contiguous()
+        return self.constant_of(tensor, compute, sources, name=name, before=before, origin=origin)
+
+    def constant_of(
+        self,
+        tensor: torch.Tensor,
+        compute: Callable[..., torch.Tensor],
+        sources: Sequence[fx.Node],
+        *,
+        name: str,
+        before: fx.Node,
+        origin: fx.Node | Iterable[fx.Node] | None = None,
+    ) -> fx.Node:
+        """Like `constant`, for a caller who has computed the tensor already."""
+        trainable = tensor.is_floating_point() and any(
+            isinstance(value, torch.nn.Parameter) and value.requires_grad
+            for value in map(self.graph.value, sources)
+        )
+        if any(tensor is self.graph.value(node) for node in sources):
+            tensor = tensor.clone()
+        if trainable:
+            tensor = torch.nn.Parameter(tensor)
+        unique = self._unique_name(name)
+        self.graph.set_constant(unique, tensor)
+        names = tuple(str(node.target) for node in sources)
+        self.graph.info.recipes.append(Recipe(unique, names, compute))
+        return self._get_attr(unique, tensor, before, origin)
+
+    def get_attr(self, name: str, *, before: fx.Node, origin: fx.Node | None = None) -> fx.Node:
+        """Insert another reference to a constant that is already there."""
+        return self._get_attr(name, self.graph.constant(name), before, origin)
+
+    # -- committing ---------------------------------------------------------------------------
+
+    def replace(self, old: fx.Node | Mapping[fx.Node, fx.Node], new: fx.Node | None = None) -> bool:
+        """Let every user of `old` use `new` instead: one rewrite. `old` goes when nothing needs it.
+
+        A mapping replaces several nodes as one rewrite. Returns False, and undoes what was inserted
+        for it, when the fuel has run out. Raises ValueError where shape or dtype would change.
+        """
+        pairs = dict(old) if isinstance(old, Mapping) else {old: new}
+        for before, after in pairs.items():
+            assert after is not None
+            _check_same_value(before, after)
+        if not self._spend():
+            return False
+        for before, after in pairs.items():
+            assert after is not None
+            if after in self._created:
+                self._created[after] = tuple(dict.fromkeys((*self._created[after], before.name)))
+                after.meta["replaces"] = self._created[after]
+            for user in before.users:
+                if user not in self._created:
+                    self._changed[user.name] = None
+            # the new node's own use of the old one stays
+            before.replace_all_uses_with(after, delete_user_cb=lambda user, new=after: user is not new)
+        for before in pairs:
+            self._erase_cone(before)
+        return True
+
+    def update(self, node: fx.Node, args: tuple[Any, ...]) -> bool:
+        """Give `node` other positional arguments: one rewrite, like `replace`."""
+        value = infer(node.target, args, node.kwargs, self.graph.info.fake_mode)
+        if not _same_value(node.meta["val"], value):
+            raise ValueError(f"{node.name} would change its shape or dtype")
+        if not self._spend():
+            return False
+        inputs = list(node.all_input_nodes)
+        node.args = args
+        node.meta["val"] = value
+        if node not in self._created:
+            self._changed[node.name] = None
+        for used in inputs:
+            self._erase_cone(used)
+        return True
+
+    def erase(self, node: fx.Node) -> bool:
+        """Erase a node that nobody uses, and what only it used, unless it has an effect."""
+        if node.users or not is_pure(node) or not self._spend():
+            return False
+        self._erase_cone(node)
+        return True
+
+    def miss(self, node: fx.Node, reason: str) -> None:
+        """Record that the pass nearly applied at `node`, and why it did not."""
+        self._misses.append(Miss(node.name, reason))
+
+    def result(self) -> PassResult:
+        """Finish: drop what was inserted and never used, and return the record."""
+        self._drop_uncommitted()
+        live = {str(node.target) for node in self.graph.graph.find_nodes(op="get_attr")}
+        for name in self._unreachable - live:
+            self.graph.delete_constant(name)
+        self.graph.recompile()
+        created = {node.name: names for node, names in self._created.items()}
+        return PassResult(
+            rewrites=self.rewrites,
+            misses=tuple(self._misses),
+            created=tuple(created),
+            erased=tuple(self._erased),
+            changed=tuple(name for name in self._changed if name not in self._erased),
+            origins={name: names for name, names in created.items() if names},
+            rules=dict(self.rule_counts),
+        )
+
+    @property
+    def out_of_fuel(self) -> bool:
+        """Whether bisection has stopped this pass; a loop may as well end."""
+        return self._fuel is not None and self._fuel[0] <= 0
+
+    # -- inside -------------------------------------------------------------------------------
+
+    def _spend(self) -> bool:
+        if self.out_of_fuel:
+            self._drop_uncommitted()
+            return False
+        if self._fuel is not None:
+            self._fuel[0] -= 1
+        self.rewrites += 1
+        self._uncommitted.clear()
+        return True
+
+    def _drop_uncommitted(self) -> None:
+        for node in reversed(self._uncommitted):
+            if not node._erased and not node.users:
+                self._erase(node)
+        self._uncommitted.clear()
+
+    def _adopt(self, node: fx.Node, origins: tuple[fx.Node, ...]) -> None:
+        for key in ("path", "module", "source"):
+            if origins and key in origins[0].meta:
+                node.meta[key] = origins[0].meta[key]
+        if self.rule is not None:
+            node.meta["rule"] = self.rule
+        node.meta["replaces"] = tuple(origin.name for origin in origins)
+        self._created[node] = node.meta["replaces"]
+        self._uncommitted.append(node)
+
+    def _get_attr(
+        self,
+        name: str,
+        tensor: torch.Tensor,
+        before: fx.Node,
+        origin: fx.Node | Iterable[fx.Node] | None,
+    ) -> fx.Node:
+        with self.graph.graph.inserting_before(before):
+            node = self.graph.graph.create_node(
+                "get_attr", name, name=name.replace(".", "_")
+            )
+        node.meta["val"] = fake_of(tensor, self.graph.info.fake_mode)
+        self._adopt(node, _origins(origin, before))
+        return node
+
+    def _unique_name(self, hint: str) -> str:
+        name, count = hint, 2
+        while self.graph.has_constant(name):
+            name, count = f"{hint}_{count}", count + 1
+        return name
+
+    def _erase_cone(self, node: fx.Node) -> None:
+        """Erase a node that nobody uses, then those of its inputs that nobody uses any more."""
+        pending = [node]
+        while pending:
+            dead = pending.pop()
+            if dead._erased or dead.users or not is_pure(dead):
+                continue
+            pending.extend(dead.all_input_nodes)
+            self._erase(dead)
+
+    def _erase(self, node: fx.Node) -> None:
+        if node.op == "get_attr":
+            self._unreachable.add(str(node.target))
+        if self._created.pop(node, None) is None:
+            self._erased[node.name] = None
+        self.graph.graph.erase_node(node)
+
+
+def _origins(origin: fx.Node | Iterable[fx.Node] | None, default: fx.Node) -> tuple[fx.Node, ...]:
+    if origin is None:
+        return (default,)
+    return (origin,) if isinstance(origin, fx.Node) else tuple(origin)
+
+
+def _check_same_value(old: fx.Node, new: fx.Node) -> None:
+    if not _same_value(old.meta.get("val"), new.meta.get("val")):
+        raise ValueError(
+            f"{new.name} cannot replace {old.name}: it is {_text(new.meta.get('val'))}, "
+            f"and {old.name} is {_text(old.meta.get('val'))}"
+        )
+
+
+def _same_value(old: Any, new: Any) -> bool:
+    if isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor):
+        return (
+            old.dtype == new.dtype
+            and old.device == new.device
+            and same_shape(old.shape, new.shape)
+        )
+    if isinstance(old, (list, tuple)) and isinstance(new, (list, tuple)):
+        return len(old) == len(new) and all(map(_same_value, old, new))
+    return type(old) is type(new)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    return type(value).__name__

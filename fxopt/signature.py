@@ -1,0 +1,222 @@
+"""How a model is called: from its own arguments to flat tensors, and back to its own outputs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from torch.utils import _pytree as pytree
+
+from fxopt.errors import ShapeError
+
+Dim = int | sympy.Expr
+Ranges = Mapping[str, tuple[int, int | None]]
+
+
+@dataclass(frozen=True)
+class TensorLeaf:
+    """One tensor (or symbolic integer) among a model's inputs, as the graph takes it."""
+
+    path: str
+    shape: tuple[Dim, ...]
+    dtype: torch.dtype | None  # None: a Python integer whose value is symbolic
+    device: torch.device | None
+    symbol: sympy.Expr | None = None
+
+
+@dataclass(frozen=True)
+class ConstantLeaf:
+    """One Python value among a model's inputs or outputs; the graph was captured for this value."""
+
+    path: str
+    value: Any
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A nested value: its pytree spec and, for each leaf, a flat index or a constant."""
+
+    spec: pytree.TreeSpec
+    leaves: tuple[int | ConstantLeaf, ...]
+
+    def unflatten(self, flat: Sequence[Any]) -> Any:
+        """Rebuild the nested value from the flat tensors."""
+        values = [flat[leaf] if isinstance(leaf, int) else leaf.value for leaf in self.leaves]
+        return pytree.tree_unflatten(values, self.spec)
+
+
+class Signature:
+    """The model's own call signature, bound to the graph's flat inputs and outputs."""
+
+    def __init__(
+        self,
+        parameters: inspect.Signature,
+        names: tuple[str, ...],
+        spec: pytree.TreeSpec,
+        leaves: tuple[TensorLeaf | ConstantLeaf, ...],
+        output: Structure,
+        ranges: Ranges,
+    ) -> None:
+        self.parameters = parameters
+        self.names = names  # the parameters that were given at capture
+        self.spec = spec  # of the dict {name: value} of those
+        self.leaves = leaves
+        self.output = output
+        self.ranges = dict(ranges)
+        self.tensors = tuple(leaf for leaf in leaves if isinstance(leaf, TensorLeaf))
+        self._simple = all(isinstance(leaf, TensorLeaf) for leaf in leaves) and (
+            spec == argument_spec(parameters, names)
+        )
+
+    def flatten(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        """Return the flat inputs of one call.
+
+        Raises ShapeError when the call's structure, or a constant among its arguments, differs
+        from the captured one.
+        """
+        if self._simple and not kwargs and len(args) == len(self.leaves):
+            if all(isinstance(value, torch.Tensor) for value in args):
+                return list(args)  # the common call: plain tensors, one per parameter
+        arguments = self._bind(args, kwargs)
+        values, spec = pytree.tree_flatten({name: arguments[name] for name in self.names})
+        if spec != self.spec:
+            raise ShapeError(
+                "The arguments are nested differently from the captured ones.\n"
+                f"  captured: {self.spec}\n  given:    {spec}\n"
+                "Pass the same structure, or compile again with such example_inputs."
+            )
+        flat = []
+        for leaf, value in zip(self.leaves, values, strict=True):
+            if isinstance(leaf, TensorLeaf):
+                flat.append(value)
+            elif not _same(leaf.value, value):
+                raise ShapeError(
+                    f"Argument '{leaf.path}' is {value!r}, but the graph was captured with "
+                    f"{leaf.value!r}, which is baked in. Compile again with that value."
+                )
+        return flat
+
+    def check(self, flat: Sequence[Any]) -> None:
+        """Compare flat inputs with what was captured; raise ShapeError where they differ."""
+        if len(flat) != len(self.tensors):
+            raise ShapeError(f"Expected {len(self.tensors)} tensors, got {len(flat)}.")
+        sizes: dict[sympy.Symbol, int] = {}
+        deferred: list[tuple[TensorLeaf, int, sympy.Expr, int]] = []
+        for leaf, value in zip(self.tensors, flat, strict=True):
+            if leaf.dtype is None:
+                if type(value) is not int:
+                    raise ShapeError(f"Argument '{leaf.path}' must be an int, got {value!r}.")
+                if isinstance(leaf.symbol, sympy.Symbol):
+                    sizes.setdefault(leaf.symbol, value)
+                continue
+            self._check_tensor(leaf, value)
+            for axis, (expected, actual) in enumerate(zip(leaf.shape, value.shape, strict=True)):
+                if isinstance(expected, int):
+                    if expected != actual:
+                        raise _dimension_error(leaf, axis, str(expected), actual)
+                elif isinstance(expected, sympy.Symbol) and expected not in sizes:
+                    self._check_range(leaf, axis, expected, actual)
+                    sizes[expected] = actual
+                else:
+                    deferred.append((leaf, axis, expected, actual))
+        for leaf, axis, expression, actual in deferred:
+            expected_size = expression.subs(sizes)
+            if expected_size.is_number and int(expected_size) != actual:
+                wanted = f"{int(expected_size)} (it is tied to {expression})"
+                raise _dimension_error(leaf, axis, wanted, actual)
+
+    def _bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            bound = self.parameters.bind(*args, **kwargs)
+        except TypeError as error:
+            raise ShapeError(f"The call does not fit forward{self.parameters}: {error}.") from None
+        arguments = dict(bound.arguments)
+        for name in self.names:
+            if name not in arguments:
+                parameter = self.parameters.parameters[name]
+                if parameter.kind is parameter.VAR_POSITIONAL:
+                    arguments[name] = ()
+                elif parameter.kind is parameter.VAR_KEYWORD:
+                    arguments[name] = {}
+                else:
+                    arguments[name] = parameter.default
+        for name, value in arguments.items():
+            if name not in self.names and not _same(self.parameters.parameters[name].default, value):
+                raise ShapeError(
+                    f"Argument '{name}' was not given when the model was captured, so its default "
+                    f"is baked in. Compile again with '{name}' among the example_inputs."
+                )
+        return _in_captured_order(arguments, self.spec, self.names)
+
+    def _check_tensor(self, leaf: TensorLeaf, value: Any) -> None:
+        if not isinstance(value, torch.Tensor):
+            raise ShapeError(
+                f"Argument '{leaf.path}' must be a tensor, got {type(value).__name__}. "
+                "Convert it, for instance with torch.as_tensor."
+            )
+        if value.dtype != leaf.dtype:
+            raise ShapeError(
+                f"Argument '{leaf.path}' has dtype {value.dtype}, captured with {leaf.dtype}. "
+                f"Convert it with .to({leaf.dtype}), or compile again with such example_inputs."
+            )
+        if leaf.device is not None and value.device.type != leaf.device.type:
+            raise ShapeError(
+                f"Argument '{leaf.path}' is on {value.device}, captured on {leaf.device}. "
+                f"Move it with .to('{leaf.device}')."
+            )
+        if value.dim() != len(leaf.shape):
+            raise ShapeError(
+                f"Argument '{leaf.path}' has {value.dim()} dimensions {tuple(value.shape)}, "
+                f"captured with {len(leaf.shape)}: {_shape_text(leaf.shape)}."
+            )
+
+    def _check_range(self, leaf: TensorLeaf, axis: int, symbol: sympy.Symbol, size: int) -> None:
+        low, high = self.ranges.get(str(symbol), (0, None))
+        if size < low or (high is not None and size > high):
+            allowed = f"between {low} and {'any size' if high is None else high}"
+            raise _dimension_error(leaf, axis, allowed, size)
+
+
+def argument_spec(parameters: inspect.Signature, names: Sequence[str]) -> pytree.TreeSpec | None:
+    """Return the spec of plain positional arguments `names`, or None where they are not plain."""
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    order = [p.name for p in parameters.parameters.values() if p.kind in positional]
+    if list(names) != order[: len(names)]:
+        return None
+    return pytree.tree_structure(dict.fromkeys(names, 0))
+
+
+def _in_captured_order(
+    arguments: dict[str, Any], spec: pytree.TreeSpec, names: Sequence[str]
+) -> dict[str, Any]:
+    """Put the keys of dict arguments in the order in which they were captured."""
+    for name, child in zip(names, spec.children(), strict=True):
+        value = arguments.get(name)
+        if type(value) is dict and child.type is dict and set(child.context) == set(value):
+            arguments[name] = {key: value[key] for key in child.context}
+    return arguments
+
+
+def _same(captured: Any, given: Any) -> bool:
+    if captured is given:
+        return True
+    if isinstance(given, torch.Tensor) or isinstance(captured, torch.Tensor):
+        return False
+    return type(captured) is type(given) and bool(captured == given)
+
+
+def _shape_text(shape: tuple[Dim, ...]) -> str:
+    return "(" + ", ".join(str(size) for size in shape) + ")"
+
+
+def _dimension_error(leaf: TensorLeaf, axis: int, expected: str, actual: int) -> ShapeError:
+    return ShapeError(
+        f"Argument '{leaf.path}': dimension {axis} is {actual}, but the graph was captured for "
+        f"{expected} (shape {_shape_text(leaf.shape)}). Compile again with such example_inputs, or "
+        f"make the dimension dynamic: dynamic_shapes={{'{leaf.path.split('.')[0].split('[')[0]}': "
+        f"{{{axis}: 'size'}}}}."
+    )
