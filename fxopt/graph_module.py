@@ -293,6 +293,8 @@ class GraphModule(fx.GraphModule):
         for name, tensor in self.constants().items():
             if id(tensor) not in tensors:
                 copied = copy_tensor(tensor)
+                if shares_storage and name in self.info.mutated:
+                    copied = copied.clone()  # state: each graph has its own
                 if isinstance(tensor, torch.nn.Parameter):
                     copied = torch.nn.Parameter(copied, requires_grad=tensor.requires_grad)
                 tensors[id(tensor)] = copied

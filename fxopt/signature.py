@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sympy
@@ -42,9 +42,12 @@ class Structure:
 
     spec: pytree.TreeSpec
     leaves: tuple[int | ConstantLeaf, ...]
+    integers: frozenset[int] = frozenset()  # flat indices of Python integers, not tensors
 
     def unflatten(self, flat: Sequence[Any]) -> Any:
         """Rebuild the nested value from the flat tensors."""
+        if self.integers:
+            flat = [int(v) if i in self.integers else v for i, v in enumerate(flat)]
         values = [flat[leaf] if isinstance(leaf, int) else leaf.value for leaf in self.leaves]
         return pytree.tree_unflatten(values, self.spec)
 
@@ -128,6 +131,16 @@ class Signature:
             if expected_size.is_number and int(expected_size) != actual:
                 wanted = f"{int(expected_size)} (it is tied to {expression})"
                 raise _dimension_error(leaf, axis, wanted, actual)
+
+    def moved(self, move: Callable[[Any], Any]) -> Signature:
+        """Return this signature with `move` applied to every dtype and device."""
+        leaves = tuple(
+            replace(leaf, dtype=move(leaf.dtype), device=move(leaf.device))
+            if isinstance(leaf, TensorLeaf)
+            else leaf
+            for leaf in self.leaves
+        )
+        return Signature(self.parameters, self.names, self.spec, leaves, self.output, self.ranges)
 
     def _bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         try:

@@ -1,0 +1,344 @@
+"""Functions of one tensor, element by element: activations and mathematics."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from fxopt.backends.onnx.dtypes import FLOATS
+from fxopt.backends.onnx.emit import Emitter, Value
+from fxopt.backends.onnx.registry import emits
+
+# Operators that ONNX has under another name, for floating-point results.
+_SAME = {
+    "relu": "Relu",
+    "sigmoid": "Sigmoid",
+    "tanh": "Tanh",
+    "exp": "Exp",
+    "log": "Log",
+    "sqrt": "Sqrt",
+    "erf": "Erf",
+    "reciprocal": "Reciprocal",
+    "sin": "Sin",
+    "cos": "Cos",
+    "tan": "Tan",
+    "asin": "Asin",
+    "acos": "Acos",
+    "atan": "Atan",
+    "sinh": "Sinh",
+    "cosh": "Cosh",
+    "asinh": "Asinh",
+    "acosh": "Acosh",
+    "atanh": "Atanh",
+    "softsign": "Softsign",
+    "mish": "Mish",
+    "log_sigmoid": None,
+}
+
+
+def _unary(op_type: str) -> Any:
+    def emit(e: Emitter, x: Any) -> Value:
+        return e.op(op_type, e.operand(x, e.out_dtype))
+
+    return emit
+
+
+for _name, _op_type in _SAME.items():
+    if _op_type is not None:
+        emits(_name)(_unary(_op_type))
+
+for _name, _op_type in {"abs": "Abs", "sign": "Sign", "sgn": "Sign", "neg": "Neg"}.items():
+    emits(_name)(_unary(_op_type))
+
+
+@emits("floor", "ceil", "round", "trunc", "fix")
+def _rounding(e: Emitter, x: Any) -> Value:
+    if e.dtype(x) not in FLOATS:
+        return e.value(x)
+    name = e.node.target._schema.name.removeprefix("aten::")
+    if name in ("trunc", "fix"):
+        return e.op("Mul", e.op("Sign", x), e.op("Floor", e.op("Abs", x)))
+    return e.op({"floor": "Floor", "ceil": "Ceil", "round": "Round"}[name], x)
+
+
+@emits("round.decimals")
+def _round_decimals(e: Emitter, x: Any, decimals: int) -> Value:
+    scale = e.number(float(10**decimals), e.out_dtype)
+    return e.op("Div", e.op("Round", e.op("Mul", x, scale)), scale)
+
+
+@emits("frac")
+def _frac(e: Emitter, x: Any) -> Value:
+    whole = e.op("Mul", e.op("Sign", x), e.op("Floor", e.op("Abs", x)))
+    return e.op("Sub", x, whole)
+
+
+@emits("clone", "contiguous", "alias", "detach", "dropout", "feature_dropout", "alpha_dropout",
+       "feature_alpha_dropout", "native_dropout", "expand_copy", "resolve_conj", "resolve_neg",
+       "positive", "conj", "real", "lift_fresh_copy", "detach_copy", "alias_copy", moves=True)
+def _same(e: Emitter, x: Any, *rest: Any, **named: Any) -> Value:
+    name = e.node.target._schema.name
+    if "dropout" in name and rest[1] and rest[0] > 0:
+        e.fail("dropout in training mode is random", "Call model.eval() before compiling.")
+    return e.value(x)
+
+
+@emits("rsqrt")
+def _rsqrt(e: Emitter, x: Any) -> Value:
+    return e.op("Reciprocal", e.op("Sqrt", e.operand(x, e.out_dtype)))
+
+
+@emits("square")
+def _square(e: Emitter, x: Any) -> Value:
+    return e.op("Mul", x, x)
+
+
+@emits("exp2")
+def _exp2(e: Emitter, x: Any) -> Value:
+    return e.op("Pow", e.number(2.0, e.out_dtype), e.operand(x, e.out_dtype))
+
+
+@emits("expm1")
+def _expm1(e: Emitter, x: Any) -> Value:
+    # 2·tanh(x/2)·eˣ⁄² · cosh-free form: expm1(x) = 2·sinh(x/2)·e^(x/2), exact near zero
+    half = e.op("Mul", e.operand(x, e.out_dtype), e.number(0.5, e.out_dtype))
+    product = e.op("Mul", _sinh(e, half), e.op("Exp", half))
+    return e.op("Mul", product, e.number(2.0, e.out_dtype))
+
+
+def _sinh(e: Emitter, x: Value) -> Value:
+    return e.op("Sinh", x)
+
+
+@emits("log1p")
+def _log1p(e: Emitter, x: Any) -> Value:
+    # log(1+x) = 2·atanh(x / (2+x)), which does not round 1+x
+    dtype = e.out_dtype
+    value = e.operand(x, dtype)
+    ratio = e.op("Div", value, e.op("Add", value, e.number(2.0, dtype)))
+    return e.op("Mul", e.op("Atanh", ratio), e.number(2.0, dtype))
+
+
+@emits("log2", "log10")
+def _log_base(e: Emitter, x: Any) -> Value:
+    base = 2.0 if "log2" in str(e.node.target) else 10.0
+    factor = e.number(1.0 / math.log(base), e.out_dtype)
+    return e.op("Mul", e.op("Log", e.operand(x, e.out_dtype)), factor)
+
+
+@emits("erfc", "special_erfc")
+def _erfc(e: Emitter, x: Any) -> Value:
+    return e.op("Sub", e.number(1.0, e.out_dtype), e.op("Erf", e.operand(x, e.out_dtype)))
+
+
+@emits("sinc", "special_sinc")
+def _sinc(e: Emitter, x: Any) -> Value:
+    dtype = e.out_dtype
+    angle = e.op("Mul", e.operand(x, dtype), e.number(math.pi, dtype))
+    ratio = e.op("Div", e.op("Sin", angle), angle)
+    zero = e.op("Equal", angle, e.number(0.0, dtype))
+    return e.op("Where", zero, e.number(1.0, dtype), ratio)
+
+
+@emits("logit")
+def _logit(e: Emitter, x: Any, eps: float | None) -> Value:
+    dtype = e.out_dtype
+    value = e.operand(x, dtype)
+    if eps is not None:
+        value = e.op("Clip", value, e.number(eps, dtype), e.number(1.0 - eps, dtype))
+    return e.op("Log", e.op("Div", value, e.op("Sub", e.number(1.0, dtype), value)))
+
+
+@emits("deg2rad", "rad2deg")
+def _angle_unit(e: Emitter, x: Any) -> Value:
+    factor = math.pi / 180 if "deg2rad" in str(e.node.target) else 180 / math.pi
+    return e.op("Mul", e.operand(x, e.out_dtype), e.number(factor, e.out_dtype))
+
+
+@emits("isnan")
+def _isnan(e: Emitter, x: Any) -> Value:
+    if e.dtype(x) not in FLOATS:
+        return e.op("Not", e.op("Equal", x, x))
+    return e.op("IsNaN", x)
+
+
+@emits("isinf", "isfinite", "isposinf", "isneginf")
+def _isinf(e: Emitter, x: Any) -> Value:
+    name = e.node.target._schema.name.removeprefix("aten::")
+    value = e.operand(x, e.dtype(x) if e.dtype(x) in (torch.float32, torch.float64) else torch.float32)
+    if name == "isfinite":
+        return e.op("Not", e.op("Or", e.op("IsInf", value), e.op("IsNaN", value)))
+    return e.op(
+        "IsInf",
+        value,
+        detect_negative=0 if name == "isposinf" else None,
+        detect_positive=0 if name == "isneginf" else None,
+    )
+
+
+@emits("nan_to_num")
+def _nan_to_num(e: Emitter, x: Any, nan: Any, posinf: Any, neginf: Any) -> Value:
+    dtype = e.out_dtype
+    if dtype not in FLOATS:
+        return e.value(x)
+    limits = torch.finfo(e.node.meta["val"].dtype)
+    value = e.op("Where", e.op("IsNaN", x), e.number(nan or 0.0, dtype), x)
+    infinity = float("inf")
+    for sign, given, limit in ((1, posinf, limits.max), (-1, neginf, limits.min)):
+        found = e.op("Equal", value, e.number(sign * infinity, dtype))
+        value = e.op("Where", found, e.number(limit if given is None else given, dtype), value)
+    return value
+
+
+# -- activations --------------------------------------------------------------------------------
+
+
+@emits("gelu")
+def _gelu(e: Emitter, x: Any, *, approximate: str) -> Value:
+    if e.opset >= 20 and e.out_dtype != torch.float64:
+        return e.op("Gelu", x, approximate=None if approximate == "none" else approximate)
+    dtype = e.out_dtype
+    one = e.number(1.0, dtype)
+    if approximate == "tanh":  # ½x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))
+        cube = e.op("Mul", e.op("Mul", x, x), x)
+        inner = e.op("Add", x, e.op("Mul", cube, e.number(0.044715, dtype)))
+        inner = e.op("Tanh", e.op("Mul", inner, e.number(math.sqrt(2 / math.pi), dtype)))
+    else:
+        inner = e.op("Erf", e.op("Div", x, e.number(math.sqrt(2), dtype)))
+    product = e.op("Mul", x, e.op("Add", inner, one))
+    return e.op("Mul", product, e.number(0.5, dtype))
+
+
+@emits("silu")
+def _silu(e: Emitter, x: Any) -> Value:
+    return e.op("Mul", x, e.op("Sigmoid", x))
+
+
+@emits("hardswish")
+def _hardswish(e: Emitter, x: Any) -> Value:
+    if e.out_dtype == torch.float64:
+        return e.op("Mul", x, _hardsigmoid(e, x))
+    return e.op("HardSwish", x)
+
+
+@emits("hardsigmoid")
+def _hardsigmoid(e: Emitter, x: Any) -> Value:
+    dtype = e.out_dtype
+    if dtype != torch.float64:
+        return e.op("HardSigmoid", x, alpha=1 / 6, beta=0.5)
+    shifted = e.op("Add", x, e.number(3.0, dtype))
+    clipped = e.op("Clip", shifted, e.number(0.0, dtype), e.number(6.0, dtype))
+    return e.op("Div", clipped, e.number(6.0, dtype))
+
+
+@emits("hardtanh")
+def _hardtanh(e: Emitter, x: Any, low: float, high: float) -> Value:
+    return e.op("Clip", x, e.number(low, e.out_dtype), e.number(high, e.out_dtype))
+
+
+@emits("leaky_relu")
+def _leaky_relu(e: Emitter, x: Any, slope: float) -> Value:
+    if e.out_dtype == torch.float64:
+        zero = e.number(0.0, torch.float64)
+        scaled = e.op("Mul", x, e.number(slope, torch.float64))
+        return e.op("Where", e.op("Less", x, zero), scaled, x)
+    return e.op("LeakyRelu", x, alpha=float(slope))
+
+
+@emits("rrelu")
+def _rrelu(e: Emitter, x: Any, lower: float, upper: float, training: bool, *rest: Any) -> Value:
+    if training:
+        e.fail("rrelu in training mode is random", "Call model.eval() before compiling.")
+    return e.op("LeakyRelu", x, alpha=float((lower + upper) / 2))
+
+
+@emits("prelu")
+def _prelu(e: Emitter, x: Any, weight: Any) -> Value:
+    rank, slope = len(e.out_shape), e.value(weight)
+    if e.node.args[1].meta["val"].numel() == 1:
+        slope = e.op("Reshape", slope, [1] * max(rank, 1))
+    elif rank > 2:
+        slope = e.op("Reshape", slope, [-1] + [1] * (rank - 2))
+    if e.out_dtype == torch.float64:
+        below = e.op("Less", x, e.number(0.0, torch.float64))
+        return e.op("Where", below, e.op("Mul", x, slope), x)
+    return e.op("PRelu", x, slope)
+
+
+@emits("elu")
+def _elu(e: Emitter, x: Any, alpha: float, scale: float, input_scale: float) -> Value:
+    dtype = e.out_dtype
+    if scale == 1 and input_scale == 1:
+        return e.op("Elu", x, alpha=float(alpha))
+    low = e.op("Clip", x, None, e.number(0.0, dtype))
+    low = e.op("Elu", e.op("Mul", low, e.number(input_scale, dtype)), alpha=float(alpha))
+    high = e.op("Relu", x)
+    return e.op("Mul", e.op("Add", low, high), e.number(scale, dtype))
+
+
+@emits("selu")
+def _selu(e: Emitter, x: Any) -> Value:
+    return e.op("Selu", x)
+
+
+@emits("celu")
+def _celu(e: Emitter, x: Any, alpha: float) -> Value:
+    if e.out_dtype == torch.float32:
+        return e.op("Celu", x, alpha=float(alpha))
+    dtype = e.out_dtype  # α·(e^(min(x,0)/α) − 1) + max(x,0)
+    low = e.op("Div", e.op("Clip", x, None, e.number(0.0, dtype)), e.number(alpha, dtype))
+    low = e.op("Mul", e.op("Elu", low), e.number(alpha, dtype))
+    return e.op("Add", low, e.op("Relu", x))
+
+
+@emits("softplus")
+def _softplus(e: Emitter, x: Any, beta: float, threshold: float) -> Value:
+    dtype = e.out_dtype
+    if beta == 1:
+        soft = e.op("Softplus", x)
+        scaled = e.value(x)
+    else:
+        scaled = e.op("Mul", x, e.number(beta, dtype))
+        soft = e.op("Div", e.op("Softplus", scaled), e.number(beta, dtype))
+    if threshold >= 20:  # beyond it both agree to the last digit
+        return soft
+    return e.op("Where", e.op("Greater", scaled, e.number(threshold, dtype)), x, soft)
+
+
+@emits("log_sigmoid")
+def _log_sigmoid(e: Emitter, x: Any) -> Value:
+    return e.op("Neg", e.op("Softplus", e.op("Neg", x)))
+
+
+@emits("tanhshrink")
+def _tanhshrink(e: Emitter, x: Any) -> Value:
+    return e.op("Sub", x, e.op("Tanh", x))
+
+
+@emits("softshrink", "hardshrink")
+def _shrink(e: Emitter, x: Any, threshold: float) -> Value:
+    soft = "softshrink" in str(e.node.target)
+    return e.op("Shrink", x, lambd=float(threshold), bias=float(threshold) if soft else 0.0)
+
+
+@emits("threshold")
+def _threshold(e: Emitter, x: Any, threshold: Any, value: Any) -> Value:
+    above = e.op("Greater", x, e.number(threshold, e.out_dtype))
+    return e.op("Where", above, x, e.number(value, e.out_dtype))
+
+
+@emits("glu")
+def _glu(e: Emitter, x: Any, dim: int) -> Value:
+    left, right = e.ops("Split", x, outputs=2, axis=dim, num_outputs=2)
+    return e.op("Mul", left, e.op("Sigmoid", right))
+
+
+@emits("softmax.int", "log_softmax.int", "_softmax", "_log_softmax")
+def _softmax(e: Emitter, x: Any, dim: int, dtype: Any = None) -> Value:
+    op_type = "LogSoftmax" if "log_softmax" in str(e.node.target) else "Softmax"
+    value = e.operand(x, e.out_dtype)
+    if not e.out_shape:  # one number, whatever it is
+        return e.op("Squeeze", e.op(op_type, e.op("Reshape", value, [1]), axis=0), [0])
+    return e.op(op_type, value, axis=dim)

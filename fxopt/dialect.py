@@ -1,0 +1,181 @@
+"""The dialect's invariants, checked one by one; and the only way to move a graph."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import fx
+from torch._ops import HigherOrderOperator, OpOverload
+
+from fxopt.errors import DialectError
+from fxopt.graph_module import GraphModule
+from fxopt.normalize import canonical
+from fxopt.shapes import describe, fake_of, infer
+
+aten = torch.ops.aten
+Check = Callable[[GraphModule], Iterator[str]]
+
+
+def check(graph: GraphModule) -> None:
+    """Raise DialectError with every broken invariant of the graph, and of its sub-graphs."""
+    problems = [problem for one in CHECKS for problem in one(graph)]
+    for subgraph in graph.subgraphs():
+        problems += [f"in a sub-graph: {p}" for one in CHECKS for p in one(subgraph)]
+    if problems:
+        shown = "\n".join(f"  {problem}" for problem in problems[:10])
+        more = f"\n  … and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise DialectError(f"The graph is not legal:\n{shown}{more}")
+
+
+def _is_well_formed(graph: GraphModule) -> Iterator[str]:
+    """Every argument is defined before its use, and placeholders come before everything else."""
+    seen: set[fx.Node] = set()
+    calls_began = False
+    for node in graph.graph.nodes:
+        for used in node.all_input_nodes:
+            if used not in seen:
+                yield f"{node.name} uses {used.name} before it is defined"
+        if node.op == "placeholder" and calls_began:
+            yield f"input {node.name} stands behind a call"
+        calls_began |= node.op == "call_function"
+        seen.add(node)
+
+
+def _has_known_nodes(graph: GraphModule) -> Iterator[str]:
+    """Only the five kinds of nodes, and only targets whose schema is known."""
+    for node in graph.graph.nodes:
+        if node.op in ("call_module", "call_method"):
+            yield f"{node.name} is a {node.op}"
+        elif node.op == "call_function":
+            target = node.target
+            plain = callable(target) and getattr(target, "__module__", "") in _PLAIN_MODULES
+            if not (isinstance(target, (OpOverload, HigherOrderOperator)) or plain):
+                yield f"{node.name} calls {target}, which is not an operator"
+
+
+_PLAIN_MODULES = {operator.getitem.__module__, "math", "torch", "torch.fx.experimental.sym_node"}
+
+
+def _has_constants(graph: GraphModule) -> Iterator[str]:
+    """Every get_attr names a tensor or a sub-graph, and each constant has one node."""
+    seen: dict[str, fx.Node] = {}
+    for node in graph.graph.find_nodes(op="get_attr"):
+        name = str(node.target)
+        if not graph.has_constant(name):
+            yield f"{node.name} names the constant '{name}', which does not exist"
+        elif name in seen:
+            yield f"{node.name} and {seen[name].name} both stand for the constant '{name}'"
+        seen[name] = node
+
+
+def _is_functional(graph: GraphModule) -> Iterator[str]:
+    """No writes but copy_ to an input or a mutated constant, after everything that reads."""
+    wrote = False
+    for node in graph.graph.nodes:
+        if node.op != "call_function" or not isinstance(node.target, OpOverload):
+            continue
+        if node.target is aten.copy_.default:
+            wrote = True
+            owner = node.args[0]
+            if owner.op == "get_attr" and owner.target not in graph.info.mutated:
+                yield f"{node.name} writes to '{owner.target}', which is not state"
+            elif owner.op not in ("get_attr", "placeholder"):
+                yield f"{node.name} writes to {owner.name}, which is neither state nor an input"
+        elif node.target._schema.is_mutable:
+            yield f"{node.name} is in place: {node.target}"
+        elif wrote:
+            yield f"{node.name} stands behind the state's write-back"
+
+
+def _is_canonical(graph: GraphModule) -> Iterator[str]:
+    """Every call is written in its one spelling, with complete arguments."""
+    for node in graph.graph.nodes:
+        if node.op == "call_function" and isinstance(node.target, OpOverload):
+            call = canonical(node.target, node.args, node.kwargs, describe)
+            same = call.target is node.target and len(call.args) == len(node.args)
+            if not same or list(call.kwargs) != list(node.kwargs):
+                yield f"{node.name} is {node.target}, whose canonical form is {call.target}"
+
+
+def _has_values(graph: GraphModule) -> Iterator[str]:
+    """Every node but the output and sub-graphs carries `meta["val"]`."""
+    for node in graph.graph.nodes:
+        if node.op in ("placeholder", "call_function") and "val" not in node.meta:
+            yield f"{node.name} has no value"
+        elif node.op == "get_attr" and "val" in node.meta:
+            value, known = graph.value(node), node.meta["val"]
+            if tuple(value.shape) != tuple(known.shape) or value.dtype != known.dtype:
+                yield f"constant '{node.target}' is not what its node says"
+
+
+def _has_flat_output(graph: GraphModule) -> Iterator[str]:
+    """One output node, last, with a tuple of nodes."""
+    outputs = [node for node in graph.graph.nodes if node.op == "output"]
+    if len(outputs) != 1 or outputs[0] is not graph.output_node:
+        yield "the output must be one node, and the last"
+    elif not isinstance(outputs[0].args[0], tuple):
+        yield "the output must be a tuple"
+
+
+CHECKS: tuple[Check, ...] = (
+    _is_well_formed,
+    _has_known_nodes,
+    _has_constants,
+    _is_functional,
+    _is_canonical,
+    _has_values,
+    _has_flat_output,
+)
+
+
+def retarget(
+    graph: GraphModule, *, dtype: torch.dtype | None = None, device: str | torch.device | None = None
+) -> GraphModule:
+    """Return a copy of the graph that computes in another floating dtype or on another device.
+
+    Rewrites what `.to()` cannot reach: casts, factory calls, the signature and the example inputs.
+    Every floating dtype in the graph becomes `dtype`, so islands of another precision go.
+    """
+    place = None if device is None else torch.device(device)
+
+    def move(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            wanted = dtype if value.is_floating_point() else None
+            return value.to(device=place, dtype=wanted)
+        if isinstance(value, torch.dtype) and value.is_floating_point and dtype is not None:
+            return dtype
+        if isinstance(value, torch.device) and place is not None:
+            return place
+        return value
+
+    moved = graph.copy()
+    for one in (*moved.subgraphs(), moved):
+        _retarget_nodes(one, move)
+    info = moved.info
+    info.example_inputs = tuple(move(value) for value in info.example_inputs)
+    if info.signature is not None:
+        info.signature = info.signature.moved(move)
+    info.shares_storage = True
+    moved.recompile()
+    return moved
+
+
+def _retarget_nodes(graph: GraphModule, move: Callable[[Any], Any]) -> None:
+    for tensor in graph.constants().values():
+        tensor.data = move(tensor.data)
+    mode = graph.info.fake_mode
+    for node in graph.graph.nodes:
+        if node.op == "placeholder":
+            node.meta["val"] = move(node.meta["val"])
+        elif node.op == "get_attr" and "val" in node.meta:
+            node.meta["val"] = fake_of(graph.value(node), mode)
+        elif node.op == "call_function":
+            node.args = fx.node.map_aggregate(node.args, move)
+            node.kwargs = fx.node.map_aggregate(node.kwargs, move)
+            if not isinstance(node.target, HigherOrderOperator) and node.target is not aten.copy_.default:
+                node.meta["val"] = infer(node.target, node.args, node.kwargs, mode)
+
+

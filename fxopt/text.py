@@ -1,0 +1,87 @@
+"""A graph as text: one line per node, stable across runs; and the difference of two of them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+
+from fxopt.graph_module import GraphModule
+
+_SHORT = {
+    torch.float32: "f32", torch.float64: "f64", torch.float16: "f16", torch.bfloat16: "bf16",
+    torch.int64: "i64", torch.int32: "i32", torch.int16: "i16", torch.int8: "i8",
+    torch.uint8: "u8", torch.bool: "bool", torch.complex64: "c64", torch.complex128: "c128",
+}  # fmt: skip
+
+
+def graph_text(graph: GraphModule | fx.Graph) -> str:
+    """Return the graph, one line per node: `%relu: f32[1,64] = relu(%conv2d)`."""
+    nodes = graph.graph.nodes if isinstance(graph, GraphModule) else graph.nodes
+    return "\n".join(node_text(node) for node in nodes) + "\n"
+
+
+def node_text(node: fx.Node) -> str:
+    """Return one node as text."""
+    if node.op == "output":
+        return f"return {value_text(node.args[0])}"
+    head = f"%{node.name}: {type_text(node.meta.get('val'))} = "
+    if node.op == "placeholder":
+        return head + "input"
+    if node.op == "get_attr":
+        return head + f"constant '{node.target}'"
+    kwargs = [f"{key}={value_text(value)}" for key, value in node.kwargs.items()]
+    arguments = ", ".join([*map(value_text, node.args), *kwargs])
+    return head + f"{target_text(node.target)}({arguments})"
+
+
+def target_text(target: Any) -> str:
+    """Return an operator's short name: `conv2d`, `add.Tensor`, `mylib::op`."""
+    if isinstance(target, OpOverload):
+        space, name = target._schema.name.split("::")
+        overload = target._overloadname
+        name += "" if overload in ("", "default") else f".{overload}"
+        return name if space == "aten" else f"{space}::{name}"
+    return str(getattr(target, "__name__", target))
+
+
+def type_text(value: Any) -> str:
+    """Return the type of a node's value: `f32[1,64,s0]`, `int`, or a list of types."""
+    if isinstance(value, torch.Tensor):
+        return f"{dtype_text(value.dtype)}[{','.join(map(str, value.shape))}]"
+    if isinstance(value, (list, tuple)):
+        return "(" + ", ".join(map(type_text, value)) + ")"
+    if isinstance(value, torch.SymInt):
+        return "int"
+    return type(value).__name__ if value is not None else "graph"
+
+
+def dtype_text(dtype: torch.dtype) -> str:
+    """Return a dtype's short name."""
+    return _SHORT.get(dtype, str(dtype).removeprefix("torch."))
+
+
+def value_text(value: Any) -> str:
+    """Return an argument as text."""
+    if isinstance(value, fx.Node):
+        return f"%{value.name}"
+    if isinstance(value, (list, tuple)):
+        inside = ", ".join(map(value_text, value))
+        return f"[{inside}]" if isinstance(value, list) else f"({inside})"
+    if isinstance(value, torch.dtype):
+        return dtype_text(value)
+    if isinstance(value, (torch.device, torch.layout, torch.memory_format)):
+        return str(value).removeprefix("torch.")
+    return repr(value)
+
+
+def text_diff(before: str, after: str, *, context: int = 2) -> Iterable[str]:
+    """Yield the lines of a unified diff of two graph texts."""
+    lines = difflib.unified_diff(
+        before.splitlines(), after.splitlines(), "before", "after", lineterm="", n=context
+    )
+    return list(lines)

@@ -1,0 +1,349 @@
+"""From torch.export's graph to a dialect graph: functional, in canonical spelling, flat."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+from torch._higher_order_ops.wrap import (  # the wrappers that export makes of context managers
+    wrap_with_autocast,
+    wrap_with_set_grad_enabled,
+)
+from torch._ops import HigherOrderOperator, OpOverload
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fxopt.effects import training_flag
+from fxopt.errors import CaptureError
+from fxopt.functionalize import Ref, Storage, alias_of, functional, inverse, sizes_of
+from fxopt.graph_module import GraphInfo, GraphModule
+from fxopt.normalize import Call, argument_index, canonical
+from fxopt.provenance import module_of, source_line
+from fxopt.shapes import describe, infer
+
+aten = torch.ops.aten
+
+# Checks of what capture has already fixed: they hold by construction.
+_DROPPED = {
+    aten._assert_tensor_metadata.default,
+    aten.sym_constrain_range.default,
+    aten.sym_constrain_range_for_size.default,
+}
+# In-place operators that change a tensor's shape, not its values.
+_RESHAPES_ITSELF = {
+    aten.squeeze_.default: aten.squeeze.default,
+    aten.squeeze_.dim: aten.squeeze.dim,
+    aten.squeeze_.dims: aten.squeeze.dims,
+    aten.unsqueeze_.default: aten.unsqueeze.default,
+    aten.transpose_.default: aten.transpose.int,
+    aten.t_.default: aten.t.default,
+    aten.swapaxes_.default: aten.transpose.int,
+    aten.swapdims_.default: aten.transpose.int,
+}
+Wrap = Callable[[Call, fx.Node], Call]
+
+
+class Translator:
+    """Builds a dialect graph node by node, reading the nodes of an exported one."""
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        mode: FakeTensorMode,
+        switches: Callable[[str, str | None], bool],
+    ) -> None:
+        self.graph = fx.Graph()
+        self.root = torch.nn.Module()  # holds sub-graphs until the graph module is made
+        self.subgraphs: dict[str, GraphModule] = {}
+        self._module = module  # the exported graph module, for its sub-modules
+        self._mode = mode
+        self._switches = switches
+        self._refs: dict[fx.Node, Ref] = {}
+        self._storages: list[Storage] = []
+        self._roots: dict[Storage, Ref] = {}
+        self._by_origin: dict[fx.Node, Ref] = {}
+        self._casts: torch.dtype | None = None  # of the autocast region being inlined
+        self._at: fx.Node | None = None  # the exported node being translated
+
+    # -- inputs and outputs -------------------------------------------------------------------
+
+    def bind(self, old: fx.Node, new: fx.Node) -> None:
+        """Let `new`, a placeholder or a constant, stand for `old`."""
+        known = self._by_origin.get(new)
+        if known is not None:  # tied: two names, one tensor
+            self._refs[old] = known
+            return
+        self._define(old, new, origin=new)
+        self._by_origin[new] = self._refs[old]
+
+    def read(self, value: Any) -> Any:
+        """Return arguments of the exported graph as arguments of the new one."""
+        return fx.map_arg(value, lambda node: self._refs[node].read())
+
+    def write_back(self) -> set[fx.Node]:
+        """Emit one copy_ for each input and constant that was written; return those."""
+        written = set()
+        for storage in self._storages:
+            if storage.version and storage.origin is not None:
+                value = self._roots[storage].read()
+                node = self._create(Call(aten.copy_.default, (storage.origin, value, False), {}))
+                node.meta["val"] = storage.origin.meta["val"]
+                written.add(storage.origin)
+        return written
+
+    # -- nodes --------------------------------------------------------------------------------
+
+    def translate(self, nodes: Iterable[fx.Node]) -> None:
+        """Translate call and get_attr nodes, in order."""
+        for node in nodes:
+            self._at = node
+            if node.op == "get_attr":
+                self._get_attr(node)
+            elif node.op == "call_function" and node.target not in _DROPPED:
+                self._call(node)
+
+    def _get_attr(self, node: fx.Node) -> None:
+        value = _attribute(self._module, str(node.target))
+        if not isinstance(value, fx.GraphModule):
+            raise CaptureError(
+                f"Constant '{node.target}' is a {type(value).__name__}, and only tensors can be "
+                f"part of a graph. {self._where()}"
+            )
+        # wrappers are inlined where they are called; other sub-graphs become constants there
+
+    def _call(self, node: fx.Node) -> None:
+        target = node.target
+        if target is wrap_with_set_grad_enabled:
+            self._inline(node, node.args[1], node.args[2:])
+        elif target is wrap_with_autocast:
+            _, dtype, enabled, _, body, *args = node.args
+            outer = self._casts
+            self._casts = (dtype or torch.bfloat16) if enabled else None  # type: ignore[assignment]
+            self._inline(node, body, args)
+            self._casts = outer
+        elif isinstance(target, HigherOrderOperator):
+            self._control_flow(node)
+        elif target is operator.getitem and isinstance(self._refs[node.args[0]].value, tuple):  # type: ignore[index]
+            self._refs[node] = self._refs[node.args[0]].value[node.args[1]]  # type: ignore[index]
+        elif isinstance(target, OpOverload) and target in _RESHAPES_ITSELF:
+            call = Call(_RESHAPES_ITSELF[target], node.args, dict(node.kwargs))
+            self._pure(node, call)
+            self._refs[node.args[0]] = self._refs[node]  # type: ignore[index]
+        elif isinstance(target, OpOverload) and target._schema.is_mutable:
+            self._write(node)
+        else:
+            self._pure(node, Call(target, node.args, dict(node.kwargs)))
+
+    def _pure(self, node: fx.Node, call: Call) -> None:
+        """Translate a call that writes nothing; its value may be a view."""
+        value, spelled = self._emit(node, call)
+        parent = alias_of(node)
+        if parent is None:
+            self._define(node, value)
+            return
+        base = self._refs[parent]
+        if call.target is operator.getitem:  # of a split: the parts are views of what was split
+            whole = alias_of(parent)
+            base = self._refs[whole] if whole is not None else base
+
+        def replay() -> Any:
+            return self._emit(node, call)[0]
+
+        self._refs[node] = Ref(
+            base.storage, value, base.storage.version, base, replay, inverse(spelled, self.emit)
+        )
+
+    def _write(self, node: fx.Node) -> None:
+        """Translate an in-place operator: compute the value, then write it through the views."""
+        target = node.target
+        assert isinstance(target, OpOverload)
+        found = functional(target)
+        if target is not aten.copy_.default and found is None:
+            raise CaptureError(
+                f"{target} writes to its arguments in a way that fxopt does not know. "
+                f"{self._where()} Use the form without underscore or out=."
+            )
+        plain, name = found or (None, "self")
+        destination = self._argument(node, name)
+        ref = self._refs[destination]
+        before = ref.read()
+        if target in (aten.copy_.default, aten.fill_.Tensor):
+            value = self.read(node.args[1])
+        else:
+            args = node.args + ((0,) if target is aten.zero_.default else ())
+            kwargs = {key: value for key, value in node.kwargs.items() if key != "out"}
+            value, _ = self._emit(node, Call(plain, args, kwargs), val=None)
+        ref.write(self._shaped_like(value, before), self._where())
+        self._refs[node] = ref
+
+    def _shaped_like(self, value: fx.Node, destination: fx.Node) -> fx.Node:
+        """Cast and broadcast a value to what a write stores in `destination`."""
+        old, new = destination.meta["val"], value.meta["val"]
+        if new.dtype != old.dtype or new.device != old.device:
+            value = self.emit(aten.to.device, value, old.device, old.dtype)
+        if list(new.shape) != list(old.shape):
+            value = self.emit(aten.expand.default, value, sizes_of(destination, self.emit))
+        return value
+
+    def _argument(self, node: fx.Node, name: str) -> fx.Node:
+        position = argument_index(node.target, name)  # type: ignore[arg-type]
+        if name in node.kwargs:
+            return node.kwargs[name]  # type: ignore[return-value]
+        assert position is not None
+        return node.args[position]  # type: ignore[return-value]
+
+    # -- regions ------------------------------------------------------------------------------
+
+    def _inline(self, node: fx.Node, body: Any, args: Iterable[Any]) -> None:
+        """Translate a wrapped region in place; its outputs become the node's parts."""
+        inner = _attribute(self._module, str(body.target))
+        placeholders = [n for n in inner.graph.nodes if n.op == "placeholder"]
+        for placeholder, argument in zip(placeholders, args, strict=True):
+            if isinstance(argument, fx.Node):
+                self._refs[placeholder] = self._refs[argument]
+        outer, self._module = self._module, inner
+        self.translate(inner.graph.nodes)
+        self._module = outer
+        outputs = inner.graph.output_node().args[0]
+        parts = tuple(self._refs[out] if isinstance(out, fx.Node) else out for out in outputs)
+        self._refs[node] = Ref(Storage(), parts)
+
+    def _control_flow(self, node: fx.Node) -> None:
+        """Keep cond, while_loop, map and scan as one node over dialect sub-graphs."""
+        subgraphs = {}
+        for argument in node.all_input_nodes:
+            if argument.op == "get_attr" and argument not in self._refs:
+                inner = _attribute(self._module, str(argument.target))
+                name = f"{argument.target}"
+                self.subgraphs[name] = translate_subgraph(inner, self._mode, self._switches)
+                subgraphs[argument] = self.graph.create_node("get_attr", name)
+        args = fx.map_arg(
+            node.args, lambda n: subgraphs[n] if n in subgraphs else self._refs[n].read()
+        )
+        value = self._create(Call(node.target, args, dict(node.kwargs)), node)
+        value.meta["val"] = node.meta.get("val")
+        self._define(node, value)
+
+    # -- creating -----------------------------------------------------------------------------
+
+    def emit(self, target: Any, *args: Any, val: Any = None) -> fx.Node:
+        """Create a call on new nodes, in canonical spelling, with its value inferred."""
+        call = canonical(target, args, {}, describe)
+        if call.target is None:
+            return call.args[0]  # type: ignore[no-any-return]
+        node = self._create(call, self._at)
+        node.meta["val"] = infer(*call, self._mode) if val is None else val
+        return node
+
+    def _emit(self, node: fx.Node, call: Call, val: Any = "keep") -> tuple[Any, Call]:
+        """Create `call`, given in old nodes, and return its new node and its spelling."""
+        args, kwargs = self.read(call.args), self.read(call.kwargs)
+        if self._casts is not None and isinstance(call.target, OpOverload):
+            args = self._autocast(call.target, args, kwargs, node)
+        spelled = canonical(call.target, args, kwargs, describe)
+        if spelled.target is None:
+            return spelled.args[0], spelled
+        created = self._create(spelled, node)
+        created.meta["val"] = node.meta.get("val") if val == "keep" else infer(*spelled, self._mode)
+        return created, spelled
+
+    def _create(self, call: Call, origin: fx.Node | None = None) -> fx.Node:
+        node = self.graph.create_node(
+            "call_function", call.target, call.args, call.kwargs, name=node_name(call.target)
+        )
+        if origin is not None:
+            path, kind = module_of(origin.meta)
+            source = source_line(origin.meta.get("stack_trace"))
+            node.meta.update(path=path, module=kind, source=source)
+            position = training_flag(call.target)
+            if position is not None and call.args[position] is False:
+                if self._switches(path, source):
+                    node.meta["switch"] = position
+        return node
+
+    def _autocast(
+        self, target: OpOverload, args: Any, kwargs: Mapping[str, Any], node: fx.Node
+    ) -> Any:
+        """Return `args` with the casts that autocast made, told by the dtype that came out."""
+        wanted = getattr(node.meta.get("val"), "dtype", None)
+        if wanted is None or target._schema.is_mutable:
+            return args
+        for dtype in (None, self._casts, torch.float32):
+            trial = args if dtype is None else tuple(_as_float(a, dtype) for a in args)
+            try:
+                found = infer(target, fx.map_arg(trial, describe), kwargs, self._mode)
+            except RuntimeError:
+                continue  # mixed dtypes: the cast that autocast made is missing
+            if found.dtype == wanted:
+                return args if dtype is None else fx.map_arg(
+                    args, lambda n, dtype=dtype: self._cast(n, dtype)
+                )
+        raise CaptureError(f"Autocast did something to {target} that fxopt cannot express. {self._where()}")
+
+    def _cast(self, node: fx.Node, dtype: torch.dtype) -> fx.Node:
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            return node
+        return node if value.dtype == dtype else self.emit(aten.to.dtype, node, dtype)
+
+    def _define(self, old: fx.Node, new: Any, origin: fx.Node | None = None) -> None:
+        storage = Storage(origin)
+        self._refs[old] = self._roots[storage] = Ref(storage, new)
+        if origin is not None:
+            self._storages.append(storage)
+
+    def _where(self) -> str:
+        meta = self._at.meta if self._at is not None else {}
+        source = source_line(meta.get("stack_trace"))
+        path, _ = module_of(meta)
+        return f"In module '{path}', at {source or 'an unknown line'}."
+
+
+def translate_subgraph(
+    module: fx.GraphModule, mode: FakeTensorMode, switches: Callable[[str, str | None], bool]
+) -> GraphModule:
+    """Translate the body of a control-flow operator."""
+    translator = Translator(module, mode, switches)
+    for node in module.graph.nodes:
+        if node.op == "placeholder":
+            new = translator.graph.placeholder(node.name)
+            new.meta["val"] = node.meta.get("val")
+            translator.bind(node, new)
+    translator.translate(module.graph.nodes)
+    if translator.write_back():
+        raise CaptureError("The body of a control-flow operator writes to its inputs.")
+    outputs = module.graph.output_node().args[0]
+    single = not isinstance(outputs, (tuple, list))
+    translator.graph.output(tuple(translator.read([outputs] if single else outputs)))
+    result = GraphModule(translator.root, translator.graph)
+    result.meta["fxopt"] = GraphInfo(None, mode)
+    for name, subgraph in translator.subgraphs.items():
+        result.set_constant(name, subgraph)
+    return result
+
+
+def node_name(target: Any) -> str:
+    """Return the name that a node of this operator gets, before it is made unique."""
+    if isinstance(target, OpOverload):
+        return target._schema.name.split("::")[-1].strip("_")
+    return str(getattr(target, "__name__", "call")).strip("_")
+
+
+def _as_float(argument: Any, dtype: torch.dtype) -> Any:
+    def cast(node: fx.Node) -> Any:
+        value = node.meta.get("val")
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            return value.to(dtype)
+        return value
+
+    return fx.map_arg(argument, cast)
+
+
+def _attribute(module: Any, path: str) -> Any:
+    for part in path.split("."):
+        module = getattr(module, part)
+    return module
+
+
