@@ -211,10 +211,10 @@ def functional(target: Any) -> tuple[Any, str] | None:
     plain = getattr(aten, name.removesuffix("_"), None)
     if plain is None or name in ("set_", "resize_", "resize_as_"):
         return None
-    wanted = [(a.name, str(a.type)) for a in schema.arguments if not a.is_out]
+    wanted = [str(a.type) for a in schema.arguments if not a.is_out]
     for overload in plain.overloads():
         candidate = getattr(plain, overload)
-        found = [(a.name, str(a.type)) for a in candidate._schema.arguments]
+        found = [str(a.type) for a in candidate._schema.arguments]
         if found == wanted and not candidate._schema.is_mutable:
             return candidate, written[0]
     return None

@@ -104,6 +104,13 @@ def keep(argument: Any) -> Call:
     return Call(None, (argument,), {})
 
 
+def node_name(target: Any) -> str:
+    """Return the name that a node of this operator gets, before it is made unique."""
+    if isinstance(target, OpOverload):
+        return target._schema.name.split("::")[-1].strip("_")
+    return str(getattr(target, "__name__", "call")).strip("_")
+
+
 # -- helpers ------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ from torch import fx
 from fxopt.contract import Miss, PassResult, RuleCount
 from fxopt.effects import is_pure
 from fxopt.graph_module import GraphModule, Recipe
-from fxopt.normalize import canonical
+from fxopt.normalize import canonical, node_name
 from fxopt.shapes import describe, fake_of, infer, same_shape
 
 _fuel: contextvars.ContextVar[list[int] | None] = contextvars.ContextVar("fuel", default=None)
@@ -73,7 +73,9 @@ class Rewriter:
             return node
         value = infer(call.target, call.args, call.kwargs, self.graph.info.fake_mode)
         with self.graph.graph.inserting_before(before):
-            node = self.graph.graph.call_function(call.target, call.args, call.kwargs)
+            node = self.graph.graph.create_node(
+                "call_function", call.target, call.args, call.kwargs, name=node_name(call.target)
+            )
         node.meta["val"] = value
         self._adopt(node, _origins(origin, before))
         return node
@@ -184,7 +186,7 @@ class Rewriter:
 
     def result(self) -> PassResult:
         """Finish: drop what was inserted and never used, and return the record."""
-        self._drop_uncommitted()
+        self.discard()
         live = {str(node.target) for node in self.graph.graph.find_nodes(op="get_attr")}
         for name in self._unreachable - live:
             self.graph.delete_constant(name)
@@ -209,7 +211,7 @@ class Rewriter:
 
     def _spend(self) -> bool:
         if self.out_of_fuel:
-            self._drop_uncommitted()
+            self.discard()
             return False
         if self._fuel is not None:
             self._fuel[0] -= 1
@@ -217,7 +219,8 @@ class Rewriter:
         self._uncommitted.clear()
         return True
 
-    def _drop_uncommitted(self) -> None:
+    def discard(self) -> None:
+        """Drop the nodes inserted since the last rewrite that nobody uses."""
         for node in reversed(self._uncommitted):
             if not node._erased and not node.users:
                 self._erase(node)

@@ -19,7 +19,7 @@ from fxopt.effects import training_flag
 from fxopt.errors import CaptureError
 from fxopt.functionalize import Ref, Storage, alias_of, functional, inverse, sizes_of
 from fxopt.graph_module import GraphInfo, GraphModule
-from fxopt.normalize import Call, argument_index, canonical
+from fxopt.normalize import Call, argument_index, canonical, node_name
 from fxopt.provenance import module_of, source_line
 from fxopt.shapes import describe, infer
 
@@ -322,13 +322,6 @@ def translate_subgraph(
     for name, subgraph in translator.subgraphs.items():
         result.set_constant(name, subgraph)
     return result
-
-
-def node_name(target: Any) -> str:
-    """Return the name that a node of this operator gets, before it is made unique."""
-    if isinstance(target, OpOverload):
-        return target._schema.name.split("::")[-1].strip("_")
-    return str(getattr(target, "__name__", "call")).strip("_")
 
 
 def _as_float(argument: Any, dtype: torch.dtype) -> Any:

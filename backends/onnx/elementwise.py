@@ -102,23 +102,24 @@ def _exp2(e: Emitter, x: Any) -> Value:
 
 @emits("expm1")
 def _expm1(e: Emitter, x: Any) -> Value:
-    # 2·tanh(x/2)·eˣ⁄² · cosh-free form: expm1(x) = 2·sinh(x/2)·e^(x/2), exact near zero
-    half = e.op("Mul", e.operand(x, e.out_dtype), e.number(0.5, e.out_dtype))
-    product = e.op("Mul", _sinh(e, half), e.op("Exp", half))
-    return e.op("Mul", product, e.number(2.0, e.out_dtype))
-
-
-def _sinh(e: Emitter, x: Value) -> Value:
-    return e.op("Sinh", x)
+    dtype = e.out_dtype
+    value = e.operand(x, dtype)
+    half = e.op("Mul", value, e.number(0.5, dtype))
+    # near zero e^x − 1 cancels, and 2·sinh(x/2)·e^(x/2) does not
+    near = e.op("Mul", e.op("Mul", e.op("Sinh", half), e.op("Exp", half)), e.number(2.0, dtype))
+    far = e.op("Sub", e.op("Exp", value), e.number(1.0, dtype))
+    return e.op("Where", e.op("Less", e.op("Abs", half), e.number(0.25, dtype)), near, far)
 
 
 @emits("log1p")
 def _log1p(e: Emitter, x: Any) -> Value:
-    # log(1+x) = 2·atanh(x / (2+x)), which does not round 1+x
     dtype = e.out_dtype
     value = e.operand(x, dtype)
+    # near zero 1 + x rounds, and 2·atanh(x / (2 + x)) does not
     ratio = e.op("Div", value, e.op("Add", value, e.number(2.0, dtype)))
-    return e.op("Mul", e.op("Atanh", ratio), e.number(2.0, dtype))
+    near = e.op("Mul", e.op("Atanh", ratio), e.number(2.0, dtype))
+    far = e.op("Log", e.op("Add", value, e.number(1.0, dtype)))
+    return e.op("Where", e.op("Less", e.op("Abs", value), e.number(0.5, dtype)), near, far)
 
 
 @emits("log2", "log10")

@@ -1,0 +1,492 @@
+"""Patterns: an ordinary Python function over tensors, run once on symbols, and matched on graphs.
+
+    lambda x, w, b: F.relu(F.conv2d(x, w, b, ...))
+
+Each parameter is a symbol that matches anything (a tensor, or a number or list that then is
+captured); `...` stands for "whatever the remaining arguments are"; an argument that is not written
+must equal its default. Calls may be spelled as functions, methods or operators, by keyword or by
+position: both the pattern and the graph are brought to the one canonical spelling. The operands of
+commutative operators match in either order.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import operator
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+from torch._ops import OpOverload, OpOverloadPacket
+
+from fxopt.errors import OptionError
+from fxopt.normalize import Call, ShapeNeeded, canonical, complete
+
+aten = torch.ops.aten
+F = torch.nn.functional
+ANY = ...  # matches every argument
+
+
+@dataclass(frozen=True)
+class Var:
+    """A symbol of a pattern: the same value wherever it stands."""
+
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class CallPattern:
+    """A call in a pattern; its arguments are patterns, literals or ANY."""
+
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+# -- from what people write to operators -----------------------------------------------------------
+
+_BINARY = {
+    "add": "add", "sub": "sub", "mul": "mul", "truediv": "div", "pow": "pow", "matmul": "matmul",
+    "floordiv": "floor_divide", "mod": "remainder", "and": "__and__", "or": "__or__",
+    "lt": "lt", "le": "le", "gt": "gt", "ge": "ge",
+}  # fmt: skip
+
+
+class Traced:
+    """A tensor that stands for itself: calls on it become operators, by `_call`."""
+
+    def _call(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        raise NotImplementedError
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, kinds: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        owner = next(a for a in _flat(args, kwargs) if isinstance(a, Traced))
+        return owner._call(*operator_of(function, tuple(args), dict(kwargs or {})))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or not hasattr(torch.Tensor, name):
+            raise AttributeError(name)
+        return lambda *args, **kwargs: self._call(*operator_of(name, (self, *args), kwargs))
+
+    def __neg__(self) -> Any:
+        return self._call(*operator_of("neg", (self,), {}))
+
+    def __getitem__(self, index: int) -> Any:
+        return self._call(operator.getitem, (self, index), {})
+
+
+def _flat(args: Any, kwargs: Any) -> Iterator[Any]:
+    for value in (*args, *(kwargs or {}).values()):
+        if isinstance(value, (list, tuple)):
+            yield from value
+        else:
+            yield value
+
+
+def _add_operators() -> None:
+    """Give Traced Python's arithmetic: `x + y` is `torch.add(x, y)`, on either side."""
+    for python_name, name in _BINARY.items():
+
+        def forward(self: Traced, other: Any, name: str = name) -> Any:
+            return self._call(*operator_of(name, (self, other), {}))
+
+        def backward(self: Traced, other: Any, name: str = name) -> Any:
+            if name in ("add", "mul"):
+                return self._call(*operator_of(name, (self, other), {}))
+            if name == "sub":
+                return self._call(aten.rsub.Scalar, (self, other), {})
+            if name == "div":
+                return self._call(*operator_of("mul", (self.reciprocal(), other), {}))
+            return self._call(*operator_of(name, (other, self), {}))
+
+        setattr(Traced, f"__{python_name}__", forward)
+        setattr(Traced, f"__r{python_name}__", backward)
+
+
+_add_operators()
+
+
+def _reordered(name: str, *order: str) -> Callable[..., tuple[str, tuple[Any, ...]]]:
+    """Describe a function of torch.nn.functional whose arguments differ from the operator's."""
+
+    def bind(bound: Mapping[str, Any]) -> tuple[str, tuple[Any, ...]]:
+        return name, tuple(bound[key] for key in order)
+
+    return bind
+
+
+_FUNCTIONALS: dict[Any, Callable[..., tuple[str, tuple[Any, ...]]]] = {
+    F.batch_norm: _reordered(
+        "batch_norm", "input", "weight", "bias", "running_mean", "running_var", "training",
+        "momentum", "eps",
+    ),
+    F.layer_norm: _reordered("layer_norm", "input", "normalized_shape", "weight", "bias", "eps"),
+    F.group_norm: _reordered("group_norm", "input", "num_groups", "weight", "bias", "eps"),
+    F.dropout: _reordered("dropout", "input", "p", "training"),
+    F.softmax: _reordered("softmax.int", "input", "dim", "dtype"),
+    F.log_softmax: _reordered("log_softmax.int", "input", "dim", "dtype"),
+    F.embedding: _reordered("embedding", "weight", "input"),
+    F.relu: _reordered("relu", "input"),
+    F.relu6: _reordered("relu6", "input"),
+    F.silu: _reordered("silu", "input"),
+    F.mish: _reordered("mish", "input"),
+    F.elu: _reordered("elu", "input", "alpha"),
+    F.selu: _reordered("selu", "input"),
+    F.leaky_relu: _reordered("leaky_relu", "input", "negative_slope"),
+    F.hardtanh: _reordered("hardtanh", "input", "min_val", "max_val"),
+    F.hardswish: _reordered("hardswish", "input"),
+    F.hardsigmoid: _reordered("hardsigmoid", "input"),
+    F.adaptive_avg_pool2d: _reordered("adaptive_avg_pool2d", "input", "output_size"),
+}  # fmt: skip
+
+
+def operator_of(
+    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """Return (operator, args, kwargs) for a call written with a function, a method or a name.
+
+    Raises OptionError for what is not one ATen operator.
+    """
+    if isinstance(function, OpOverload) or function is operator.getitem:
+        return function, args, kwargs
+    reordered = _FUNCTIONALS.get(function)
+    if reordered is not None:
+        signature = inspect.signature(function)
+        rest_is_any = bool(args) and args[-1] is ANY
+        bound = signature.bind_partial(*(args[:-1] if rest_is_any else args), **kwargs)
+        if not rest_is_any:
+            bound.apply_defaults()
+        values = {name: bound.arguments.get(name, ANY) for name in signature.parameters}
+        name, args = reordered(values)
+        return _choose(name, args, {})
+    name = function if isinstance(function, str) else _name_of(function)
+    return _choose(name, args, kwargs)
+
+
+def _name_of(function: Any) -> str:
+    if isinstance(function, OpOverloadPacket):
+        return str(function.__name__)
+    return str(getattr(function, "__name__", function))
+
+
+def _choose(
+    name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[OpOverload, tuple[Any, ...], dict[str, Any]]:
+    """Choose the overload that takes these arguments."""
+    packet_name, _, overload = name.partition(".")
+    packet = getattr(aten, packet_name, None)
+    if packet is None:
+        raise OptionError(f"'{name}' is not one ATen operator; write the operators it stands for.")
+    names = [overload] if overload else packet.overloads()
+    best: tuple[int, OpOverload] | None = None
+    for candidate in names:
+        target = getattr(packet, candidate)
+        cost = None if target._schema.is_mutable else _cost(target, args, kwargs)
+        if cost is not None and (best is None or cost < best[0]):
+            best = (cost, target)
+    if best is not None:
+        return best[1], args, kwargs
+    raise OptionError(f"No form of aten.{name} takes the arguments {args!r} {kwargs!r}.")
+
+
+def _cost(target: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+    """Return how badly an overload fits the arguments, 0 for exactly; None where it does not."""
+    arguments = target._schema.arguments
+    open_ended = bool(args) and args[-1] is ANY
+    written = args[:-1] if open_ended else args
+    positional = [a for a in arguments if not a.kwarg_only]
+    kinds = {a.name: str(a.type) for a in arguments}
+    if len(written) > len(positional) or any(key not in kinds for key in kwargs):
+        return None
+    given = {a.name: value for a, value in zip(positional, written, strict=False)}
+    if set(given) & set(kwargs):
+        return None
+    given.update(kwargs)
+    missing = [a.name for a in arguments if a.name not in given and not a.has_default_value()]
+    if missing and not open_ended:
+        return None
+    costs = [_argument_cost(kinds[name], value) for name, value in given.items()]
+    if any(cost is None for cost in costs):
+        return None
+    return sum(cost for cost in costs if cost is not None)
+
+
+def _argument_cost(kind: str, value: Any) -> int | None:
+    """Return 0 where a schema type is what the value is, 1 where it converts, None where not."""
+    if value is ANY:
+        return 0
+    if kind.startswith("Optional["):
+        return 0 if value is None else _argument_cost(kind[9:-1], value)
+    if isinstance(value, (Traced, fx.Node)):  # a symbol of a pattern may turn out to be a number
+        return 0 if kind == "Tensor" else 1 if isinstance(value, Symbol) else None
+    for types, kinds in _LITERALS:
+        if isinstance(value, types):
+            return 0 if kind in kinds else 1 if kind == "Tensor" and types is not str else None
+    if isinstance(value, (list, tuple)):
+        return 0 if kind.startswith("List") else None
+    return 0 if kind in _OPAQUE_KINDS and value is not None else None
+
+
+_LITERALS: tuple[tuple[Any, tuple[str, ...]], ...] = (
+    (bool, ("bool", "number", "Scalar")),
+    (int, ("int", "SymInt", "float", "number", "Scalar")),
+    (float, ("float", "number", "Scalar")),
+    (str, ("str",)),
+)
+_OPAQUE_KINDS = ("int", "Device", "Layout", "MemoryFormat", "ScalarType", "Generator")
+
+
+# -- recording a pattern ------------------------------------------------------------------------------
+
+
+class Symbol(Traced):
+    """A value inside a pattern that is being recorded."""
+
+    def __init__(self, pattern: Var | CallPattern) -> None:
+        self._pattern = pattern
+
+    def _call(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Symbol:
+        return _record(target, args, kwargs)
+
+    __hash__ = object.__hash__
+
+
+def _record(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Symbol:
+    target, args, kwargs = operator_of(function, args, kwargs)
+    plain = [_plain(a) for a in args]
+    if plain and plain[-1] is ANY and isinstance(target, OpOverload):
+        names = [a.name for a in target._schema.arguments if not a.kwarg_only]
+        plain += [ANY] * (len(names) - len(plain))
+        kwargs = {a.name: ANY for a in target._schema.arguments if a.kwarg_only} | kwargs
+    return Symbol(CallPattern(target, tuple(plain), {k: _plain(v) for k, v in kwargs.items()}))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Symbol):
+        return value._pattern
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+class _Namespace:
+    """Stands for `torch`, `F` or `aten` while a pattern is recorded, so that `...` may be passed."""
+
+    def __init__(self, module: Any) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._module, name)
+        if isinstance(value, types.ModuleType) or value in (torch.ops, aten):
+            return _Namespace(value)
+        if isinstance(value, OpOverloadPacket):
+            return _Packet(value)
+        return _recorder(value) if callable(value) and not isinstance(value, type) else value
+
+
+class _Packet:
+    def __init__(self, packet: OpOverloadPacket) -> None:
+        self._packet = packet
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Symbol:
+        return _record(self._packet, args, kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return _recorder(getattr(self._packet, name))
+
+
+def _recorder(function: Any) -> Callable[..., Any]:
+    return lambda *args, **kwargs: _record(function, args, kwargs)
+
+
+def record(function: Callable[..., Any]) -> CallPattern:
+    """Run a pattern function on symbols and return what it computes.
+
+    Raises OptionError where it calls something that is not an operator, or returns no call.
+    """
+    replaced = {
+        name: _Namespace(value)
+        for name, value in function.__globals__.items()
+        if value in (torch, F, aten) or value is torch.ops
+    }
+    twin = types.FunctionType(
+        function.__code__,
+        {**function.__globals__, **replaced},
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    symbols = [Symbol(Var(name)) for name in inspect.signature(function).parameters]
+    result = twin(*symbols)
+    pattern = result._pattern if isinstance(result, Symbol) else None
+    if not isinstance(pattern, CallPattern):
+        raise OptionError(f"The pattern {function.__name__} must return the result of an operator.")
+    return pattern
+
+
+# -- matching -----------------------------------------------------------------------------------------
+
+COMMUTATIVE = {
+    aten.add.Tensor, aten.mul.Tensor, aten.maximum.default, aten.minimum.default,
+    aten.logical_and.default, aten.logical_or.default, aten.logical_xor.default,
+    aten.eq.Tensor, aten.ne.Tensor, aten.bitwise_and.Tensor, aten.bitwise_or.Tensor,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Match:
+    """One occurrence of a pattern: its root, every node it covers, and what the symbols are."""
+
+    root: fx.Node
+    nodes: tuple[fx.Node, ...]
+    values: Mapping[str, Any]
+
+
+@dataclass
+class Attempt:
+    """The state of one try, and the farthest place where it failed, for `explain`."""
+
+    covered: int = 0
+    failure: str = ""
+
+    def fail(self, depth: int, reason: str) -> None:
+        """Remember the reason that lies deepest."""
+        if depth >= self.covered:
+            self.covered, self.failure = depth, reason
+
+
+def match(pattern: CallPattern, node: fx.Node, attempt: Attempt | None = None) -> Match | None:
+    """Return the first match of `pattern` with its root at `node`, or None."""
+    attempt = attempt or Attempt()
+    for values, nodes in _match_call(pattern, node, {}, (), attempt):
+        return Match(node, nodes, values)
+    return None
+
+
+Bindings = dict[str, Any]
+States = Iterator[tuple[Bindings, tuple[fx.Node, ...]]]
+
+
+def _match_any(pattern: Any, value: Any, bound: Bindings, nodes: tuple[fx.Node, ...], attempt: Attempt) -> States:
+    if pattern is ANY:
+        yield bound, nodes
+    elif isinstance(pattern, Var):
+        if pattern.name not in bound:
+            yield {**bound, pattern.name: value}, nodes
+        elif _same_value(bound[pattern.name], value):
+            yield bound, nodes
+        else:
+            attempt.fail(len(nodes), f"'{pattern.name}' would stand for two different values")
+    elif isinstance(pattern, CallPattern):
+        if isinstance(value, fx.Node):
+            yield from _match_call(pattern, value, bound, nodes, attempt)
+        else:
+            attempt.fail(len(nodes), f"{_op_text(pattern.target)} wanted, found {value!r}")
+    elif isinstance(pattern, list):
+        if isinstance(value, (list, tuple)) and len(value) == len(pattern):
+            yield from _match_all(list(zip(pattern, value, strict=True)), bound, nodes, attempt)
+        else:
+            attempt.fail(len(nodes), f"a list of {len(pattern)} wanted, found {value!r}")
+    elif _same_value(pattern, value):
+        yield bound, nodes
+    else:
+        attempt.fail(len(nodes), f"{pattern!r} wanted, found {value}")
+
+
+def _match_all(pairs: Sequence[tuple[Any, Any]], bound: Bindings, nodes: tuple[fx.Node, ...], attempt: Attempt) -> States:
+    if not pairs:
+        yield bound, nodes
+        return
+    (pattern, value), *rest = pairs
+    for bound_next, nodes_next in _match_any(pattern, value, bound, nodes, attempt):
+        yield from _match_all(rest, bound_next, nodes_next, attempt)
+
+
+def _match_call(
+    pattern: CallPattern, node: fx.Node, bound: Bindings, nodes: tuple[fx.Node, ...], attempt: Attempt
+) -> States:
+    if node.op != "call_function":
+        attempt.fail(len(nodes), f"{node.name} is not a call of {_op_text(pattern.target)}")
+        return
+    spelled = _spell(pattern, node)
+    if spelled is None or spelled.target is not node.target:
+        attempt.fail(
+            len(nodes), f"{node.name} is {_op_text(node.target)}, not {_op_text(pattern.target)}"
+        )
+        return
+    nodes = (*nodes, node)
+    kwargs = [(spelled.kwargs[key], node.kwargs.get(key)) for key in spelled.kwargs]
+    orders = [node.args]
+    if node.target in COMMUTATIVE and node.kwargs.get("alpha", 1) == 1 and len(node.args) == 2:
+        orders.append((node.args[1], node.args[0]))
+    for args in orders:
+        if len(args) == len(spelled.args):
+            pairs = [*zip(spelled.args, args, strict=True), *kwargs]
+            yield from _match_all(pairs, bound, nodes, attempt)
+
+
+def _spell(pattern: CallPattern, node: fx.Node) -> Call | None:
+    """Return the pattern's call in canonical spelling, with the rank of the node it meets."""
+    if not isinstance(pattern.target, OpOverload):
+        return Call(pattern.target, pattern.args, pattern.kwargs)
+    first = next((a for a in node.args if isinstance(a, fx.Node)), None)
+    value = first.meta.get("val") if first is not None else None
+
+    def described(argument: Any) -> Any:
+        return value if isinstance(argument, (Var, CallPattern)) else None
+
+    try:
+        return canonical(pattern.target, pattern.args, pattern.kwargs, described)
+    except (ShapeNeeded, TypeError, IndexError, AttributeError):
+        return complete(pattern.target, pattern.args, pattern.kwargs)
+
+
+@functools.lru_cache(maxsize=None)
+def root_targets(pattern: CallPattern) -> tuple[Any, ...]:
+    """Return the operators at which a match may have its root, to index rules by."""
+    found = [pattern.target]
+    for rank in (1, 2, 3, 4, 5):
+        dummy = torch.empty([2] * rank, device="meta")
+
+        def described(argument: Any, dummy: torch.Tensor = dummy) -> Any:
+            return dummy if isinstance(argument, (Var, CallPattern)) else None
+
+        try:
+            found.append(canonical(pattern.target, pattern.args, pattern.kwargs, described).target)
+        except (ShapeNeeded, TypeError, IndexError, AttributeError):
+            continue
+    return tuple(dict.fromkeys(target for target in found if target is not None))
+
+
+def depth_of(pattern: Any) -> int:
+    """Return how many calls lie between the root of a pattern and its deepest one."""
+    if isinstance(pattern, list):
+        return max(map(depth_of, pattern), default=0)
+    if isinstance(pattern, CallPattern):
+        return 1 + max(map(depth_of, (*pattern.args, *pattern.kwargs.values())), default=0)
+    return 0
+
+
+def _same_value(a: Any, b: Any) -> bool:
+    if isinstance(a, fx.Node) or isinstance(b, fx.Node):
+        return a is b
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(_same_value, a, b))
+    if isinstance(a, bool) or isinstance(b, bool):
+        return a is b
+    if isinstance(a, float) and isinstance(b, (int, float)) or isinstance(b, float) and isinstance(a, int):
+        return a == b or math.isclose(a, b, rel_tol=1e-9)
+    return type(a) is type(b) and bool(a == b)
+
+
+def _op_text(target: Any) -> str:
+    if isinstance(target, OpOverload):
+        return str(target).removeprefix("aten.").removesuffix(".default")
+    return str(getattr(target, "__name__", target))
