@@ -186,8 +186,11 @@ def _choose(
         raise OptionError(f"'{name}' is not one ATen operator; write the operators it stands for.")
     names = [overload] if overload else packet.overloads()
     best: tuple[int, OpOverload] | None = None
-    for candidate in names:
+    preferred = ("default", "Tensor", "Tensor_Scalar", "int", "dim")  # where several fit as well
+    for candidate in sorted(names, key=lambda n: preferred.index(n) if n in preferred else 9):
         target = getattr(packet, candidate)
+        if "Tensor" not in str(target._schema.arguments[0].type if target._schema.arguments else ""):
+            continue  # arithmetic of plain numbers
         cost = None if target._schema.is_mutable else _cost(target, args, kwargs)
         if cost is not None and (best is None or cost < best[0]):
             best = (cost, target)
@@ -225,7 +228,7 @@ def _argument_cost(kind: str, value: Any) -> int | None:
     if kind.startswith("Optional["):
         return 0 if value is None else _argument_cost(kind[9:-1], value)
     if isinstance(value, (Traced, fx.Node)):  # a symbol of a pattern may turn out to be a number
-        return 0 if kind == "Tensor" else 1 if isinstance(value, Symbol) else None
+        return 0 if kind == "Tensor" or isinstance(value, Symbol) else None
     for types, kinds in _LITERALS:
         if isinstance(value, types):
             return 0 if kind in kinds else 1 if kind == "Tensor" and types is not str else None

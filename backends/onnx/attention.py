@@ -80,7 +80,7 @@ def _causal(e: Emitter, query: Any, key: Any) -> Value:
     dtype = e.out_dtype
     if isinstance(rows, int) and isinstance(columns, int):
         matrix = torch.full((rows, columns), float("-inf"), dtype=dtype)
-        return e.constant(torch.triu(matrix, 1).numpy())
+        return e.constant(torch.triu(matrix, 1))
     shape = e.sizes([e.size(query, -2), e.size(key, -2)])
     full = e.op("Expand", e.number(float("-inf"), dtype), shape)
     return e.op("Trilu", full, e.number(1, torch.int64), upper=1)

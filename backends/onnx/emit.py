@@ -171,8 +171,9 @@ class Emitter:
             self._computed[key] = self.cast(value, source, dtype)
         return self._computed[key]
 
-    def constant(self, array: np.ndarray[Any, Any]) -> Value:
+    def constant(self, given: np.ndarray[Any, Any] | torch.Tensor) -> Value:
         """Return a small constant; equal ones are one."""
+        array = tensor_of(given, "").numpy() if isinstance(given, torch.Tensor) else given
         key = (array.dtype.str, str(array.dtype), array.shape, array.tobytes())
         found = self._shared.get(key)
         if found is None:

@@ -152,7 +152,7 @@ def _cdist(e: Emitter, a: Any, b: Any, p: float, mode: Any = None) -> Value:
 @emits("linalg_cross", "cross")
 def _cross(e: Emitter, a: Any, b: Any, dim: Any = -1) -> Value:
     dim = -1 if dim is None else dim
-    ahead, behind = (e.constant(torch.tensor(o).numpy()) for o in ([1, 2, 0], [2, 0, 1]))
+    ahead, behind = (e.constant(torch.tensor(o)) for o in ([1, 2, 0], [2, 0, 1]))
 
     def turned(x: fx.Node, order: Value) -> Value:
         return e.op("Gather", x, order, axis=dim)

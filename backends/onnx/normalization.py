@@ -17,7 +17,7 @@ def _vector(e: Emitter, given: Any, size: Any, default: float, dtype: torch.dtyp
         return e.operand(given, dtype)
     if not isinstance(size, int):
         e.fail("a normalisation without weights over a symbolic number of channels")
-    return e.constant(torch.full([size], default, dtype=dtype).numpy())
+    return e.constant(torch.full([size], default, dtype=dtype))
 
 
 @emits("batch_norm")
@@ -68,7 +68,7 @@ def _layer_norm(
         sizes = [plain(size) for size in shape_of(x)[-len(shape):]]
         if not all(isinstance(size, int) for size in sizes):
             e.fail("a layer norm without weights over symbolic sizes")
-        scale = e.constant(torch.ones(sizes, dtype=dtype).numpy())
+        scale = e.constant(torch.ones(sizes, dtype=dtype))
     else:
         scale = e.operand(weight, dtype)
     offset = None if bias is None else e.operand(bias, dtype)
@@ -91,7 +91,7 @@ def _group_norm(
     # ONNX Runtime expands its own GroupNormalization into slower pieces than these
     source, dtype = shape_of(x), e.out_dtype
     split = e.op("Reshape", x, [0, groups, -1])
-    one, zero = (e.constant(torch.full([groups], v, dtype=dtype).numpy()) for v in (1.0, 0.0))
+    one, zero = (e.constant(torch.full([groups], v, dtype=dtype)) for v in (1.0, 0.0))
     normed = e.op("InstanceNormalization", split, one, zero, epsilon=float(eps))
     value = reshape(e, normed, source, source[:1])
     return _affine(e, value, weight, bias, len(source))

@@ -173,7 +173,7 @@ def _average_counted(
     pool = (torch.nn.functional.avg_pool1d, torch.nn.functional.avg_pool2d,
             torch.nn.functional.avg_pool3d)[n - 1]
     share = 1.0 / pool(ones, kernels, strides)
-    return e.op("Mul", average, e.constant(share.to(e.out_dtype).numpy()))
+    return e.op("Mul", average, e.constant(share.to(e.out_dtype)))
 
 
 @emits("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
@@ -237,13 +237,13 @@ def _uneven(e: Emitter, value: Any, sizes: list[int], out: list[int], kind: str)
 def _along(e: Emitter, value: Any, axis: int, rank: int, matrix: torch.Tensor) -> Value:
     """Multiply one dimension by a constant matrix."""
     if axis == rank - 1:
-        return e.op("MatMul", value, e.constant(matrix.numpy()))
+        return e.op("MatMul", value, e.constant(matrix))
     if axis == rank - 2:
-        return e.op("MatMul", e.constant(matrix.T.contiguous().numpy()), value)
+        return e.op("MatMul", e.constant(matrix.T.contiguous()), value)
     perm = list(range(rank))
     perm[axis], perm[-1] = perm[-1], perm[axis]
     turned = e.op("Transpose", value, perm=perm)
-    return e.op("Transpose", e.op("MatMul", turned, e.constant(matrix.numpy())), perm=perm)
+    return e.op("Transpose", e.op("MatMul", turned, e.constant(matrix)), perm=perm)
 
 
 @emits("max_unpool2d", "max_unpool3d")
