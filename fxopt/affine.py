@@ -7,7 +7,7 @@ convolution or a linear layer) and along nothing else, is part of that layer's w
     in front of the layer   w ∗ (x · s + t) + b  =  (w · s_in) ∗ x + (b + Σ w · t)
 
 The shift in front needs every output to see the whole kernel: no zero padding, no transposed
-convolution. Both hold through calls that only move elements, or average over what is not a channel
+convolution. Both hold through calls that only move elements, or average over what is no channel
 (reshape, permute, dropout in evaluation, mean); where the channels went is computed from shapes.
 New weights are computed in float64 and stored in the old weights' dtype. No decision depends on the
 value of a constant, so new weights can be put through the same computations.
@@ -25,10 +25,15 @@ from torch import fx
 
 from fxopt.graph_module import GraphModule
 from fxopt.rewrite import Rewriter
-from fxopt.shapes import is_tensor, rank_of, same_metadata, shape_of
+from fxopt.shapes import dtype_of, is_tensor, rank_of, same_metadata, shape_of
 
 aten = torch.ops.aten
-Coefficients = Callable[..., torch.Tensor]  # from the values of the sources
+Coefficients = Callable[..., torch.Tensor]  # from the values of an affine call's sources
+
+FOLDED = "folded"  # what folding in one direction returns; else a reason, or None: no layer there
+_NOT_ALONE = "its coefficients do not vary along the channels of {} alone"
+_NOT_FOLLOWED = "the channels of {} cannot be followed through the calls between"
+_REACH = 32  # how many calls may stand between the two: it bounds the work at each
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Affine:
 
     `scale` and `shift` (None: 1 and 0) compute coefficients from the values of `sources`; both
     broadcast to `shape`, and that to the call's own shape. `obstacle` says why the call is not what
-    it looks like. `bare` are the arguments of a call that must stay, without its coefficients.
+    it looks like. `bare` are the arguments of a norm that must stay, without its coefficients.
     """
 
     node: fx.Node
@@ -62,32 +67,34 @@ def is_constant(graph: GraphModule, node: Any) -> bool:
 
 
 def fold_all(
-    rewriter: Rewriter, nodes: Iterable[fx.Node], read: Callable[[fx.Node], Affine | None]
+    rewriter: Rewriter, targets: Iterable[Any], read: Callable[[fx.Node], Affine | None]
 ) -> None:
-    """Fold each node that `read` understands into the layer before it, else into those behind it.
+    """Fold each call of `targets` into the layer before it, else into those behind it.
 
-    The nearest goes first: in graph order backwards, in reverse order forwards. So one visit per
-    direction folds whole chains.
+    `read` tells what a call computes, or None. The nearest to a layer goes first: in graph order
+    backwards, in reverse order forwards; so one visit in each direction folds whole chains.
     """
-    left: list[tuple[fx.Node, str | None]] = []
-    for node in nodes:
-        affine = read(node)
-        if affine is not None and node.users:
-            found = _into_producer(rewriter, affine)
-            if found is not FOLDED:
-                left.append((node, found))
-    for node, reason in reversed(left):
-        affine = read(node)
-        assert affine is not None
-        found = _into_consumers(rewriter, affine)
-        if found is not FOLDED and (reason or found):
-            rewriter.miss(node, "; ".join(filter(None, (reason, found))))
+    targets = tuple(targets)
+    reasons: dict[fx.Node, str | None] = {}
+    for node in rewriter.graph.find(*targets):
+        affine = _read(node, read)
+        reason = None if affine is None else _into_producer(rewriter, affine)
+        if reason is not FOLDED:
+            reasons[node] = reason
+    for node in reversed(rewriter.graph.find(*targets)):
+        affine = _read(node, read)
+        ahead = None if affine is None else _into_consumers(rewriter, affine)
+        why = dict.fromkeys(filter(None, (reasons.get(node), ahead)))
+        if ahead is not FOLDED and why:
+            rewriter.miss(node, "; ".join(why))
 
 
-FOLDED = "folded"  # what the two directions below return; else the reason, or None: no layer there
+def _read(node: fx.Node, read: Callable[[fx.Node], Affine | None]) -> Affine | None:
+    affine = read(node) if node.users else None
+    return affine if affine is not None and same_metadata(node, affine.input) else None
 
 
-# -- the layers ---------------------------------------------------------------------------------------
+# -- layers ---------------------------------------------------------------------------------------
 
 _CONVOLUTIONS = {
     aten.conv1d.default: 1,
@@ -106,71 +113,448 @@ _TRANSPOSED = {
 
 @dataclass(frozen=True)
 class _Layer:
-    """A call (x, weight, bias, …) that scales and shifts channels by its weights."""
+    """A call (x, weight, bias, …) whose weights scale and shift the channels of its output."""
 
     node: fx.Node
-    axis: int  # of the channels, counted from the end, in the input and in the output
+    weight: fx.Node
+    bias: fx.Node | None
+    axis: int  # of the channels, in the input and in the output
     groups: int = 1
     transposed: bool = False
     padded: bool = False
 
-    @property
-    def weight(self) -> fx.Node:
-        weight = self.node.args[1]
-        assert isinstance(weight, fx.Node)
-        return weight
-
-    @property
-    def bias(self) -> Any:
-        return self.node.args[2]
-
-    @property
-    def outputs(self) -> int:
-        """The number of output channels."""
-        return int(shape_of(self.weight)[1] * self.groups if self.transposed else shape_of(self.weight)[0])
-
     def obstacle(self, graph: GraphModule) -> str | None:
-        """Why this layer's weights cannot be replaced, or None."""
-        if not is_constant(graph, self.weight):
-            return f"the weight of {self.node.name} is not a constant"
-        if self.bias is not None and not is_constant(graph, self.bias):
-            return f"the bias of {self.node.name} is not a constant"
-        if not (self.weight.meta["val"].is_floating_point() or self.weight.meta["val"].is_complex()):
+        """Why this layer cannot have other weights, or None."""
+        for name, node in (("weight", self.weight), ("bias", self.bias)):
+            if node is not None and not is_constant(graph, node):
+                return f"the {name} of {self.node.name} is not a constant"
+        if not (dtype_of(self.weight).is_floating_point or dtype_of(self.weight).is_complex):
             return f"the weight of {self.node.name} is of integers"
         return None
 
 
-def _layer(node: Any) -> _Layer | None:
+def _layer(node: fx.Node) -> _Layer | None:
     """Read a convolution or a linear layer."""
-    target = node.target
-    if target is aten.linear.default and rank_of(node.args[1]) == 2:
-        return _Layer(node, axis=-1)
+    target: Any = node.target
+    args: Any = node.args
+    if target is aten.linear.default and rank_of(args[1]) == 2:
+        return _Layer(node, args[1], args[2], rank_of(node) - 1)
     if target in _CONVOLUTIONS:
-        padding = node.args[4]
-        padded = isinstance(padding, str) or any(pad != 0 for pad in padding)
-        return _Layer(node, -1 - _CONVOLUTIONS[target], node.args[6], padded=padded)
+        padded = isinstance(args[4], str) or any(width != 0 for width in args[4])
+        axis = rank_of(node) - 1 - _CONVOLUTIONS[target]
+        return _Layer(node, args[1], args[2], axis, args[6], padded=padded)
     if target in _TRANSPOSED:
-        return _Layer(node, -1 - _TRANSPOSED[target], node.args[6], transposed=True)
+        axis = rank_of(node) - 1 - _TRANSPOSED[target]
+        return _Layer(node, args[1], args[2], axis, args[6], transposed=True)
     return None
 
 
 def _producer(node: fx.Node) -> _Layer | None:
-    """Read a layer, or a batch norm with weights: its output is scaled and shifted like a layer's."""
-    if node.target is aten.batch_norm.default and isinstance(node.args[1], fx.Node):
-        return _Layer(node, axis=1 - rank_of(node))
+    """Read a layer, or a batch norm with weights: both end with a scale and a shift."""
+    args: Any = node.args
+    if node.target is aten.batch_norm.default and args[1] is not None and args[5] is False:
+        return _Layer(node, args[1], args[2], 1)
     return _layer(node)
 
 
-# -- the algebra --------------------------------------------------------------------------------------
+# -- new weights ----------------------------------------------------------------------------------
 
 
 def _blocks(layer: _Layer, weight: torch.Tensor) -> torch.Tensor:
-    """View a weight as (groups, outputs per group, inputs per group, kernel), widened."""
-    columns = weight.shape[1] if weight.dim() > 1 else 1
-    blocks = wide(weight).reshape(layer.groups, -1, columns, weight[0, 0].numel() if columns else 1)
+    """View a weight, widened, as (groups, outputs per group, inputs per group, kernel)."""
+    rows, *rest = weight.shape
+    columns = rest[0] if rest else 1
+    kernel = torch.Size(rest[1:]).numel()
+    blocks = wide(weight).reshape(layer.groups, rows // layer.groups, columns, kernel)
     return blocks.transpose(1, 2) if layer.transposed else blocks
 
 
-def _from_blocks(layer: _Layer, blocks: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def _from_blocks(layer: _Layer, blocks: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     blocks = blocks.transpose(1, 2) if layer.transposed else blocks
-    return blocks.reshape(weight.shape).to(weight.dtype)
+    return blocks.reshape(like.shape).to(like.dtype)
+
+
+def _per_channel(affine: Affine, compute: Coefficients, index: torch.Tensor) -> Coefficients:
+    """Return the computation of one coefficient per channel, on the device of its first argument."""
+
+    def pick(like: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
+        return wide(compute(*values)).expand(affine.shape).flatten()[index].to(like.device)
+
+    return pick
+
+
+def _new_layer(
+    rewriter: Rewriter, layer: _Layer, affine: Affine, index: torch.Tensor, *, behind: bool
+) -> fx.Node:
+    """Insert the layer's call with weights that took in the affine call behind or in front of it."""
+    old, weight, bias = layer.node, layer.weight, layer.bias
+    place: dict[str, Any] = {"before": old, "origin": (old, affine.node)}
+    shape = (layer.groups, -1, 1, 1) if behind else (layer.groups, 1, -1, 1)
+    if affine.scale is not None:
+        scale = _per_channel(affine, affine.scale, index)
+
+        def scaled(value: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
+            factor = scale(value, *values).reshape(shape)
+            return _from_blocks(layer, _blocks(layer, value) * factor, value)
+
+        sources = (layer.weight, *affine.sources)
+        weight = rewriter.constant(scaled, sources, name=_name(layer, "weight"), **place)
+    compute = _bias_behind(layer, affine, index) if behind else _bias_in_front(layer, affine, index)
+    if compute is not None:
+        sources = (*filter(None, (layer.weight, layer.bias)), *affine.sources)
+        bias = rewriter.constant(compute, sources, name=_name(layer, "bias"), **place)
+    args = (old.args[0], weight, bias, *old.args[3:])
+    new = rewriter.insert(old.target, *args, **place)
+    if "switch" in old.meta:
+        new.meta["switch"] = old.meta["switch"]
+    return new
+
+
+def _bias_behind(layer: _Layer, affine: Affine, index: torch.Tensor) -> Coefficients | None:
+    """b' = b · s + t"""
+    if affine.shift is None and layer.bias is None:
+        return None
+    scale = affine.scale and _per_channel(affine, affine.scale, index)
+    shift = affine.shift and _per_channel(affine, affine.shift, index)
+    biased = layer.bias is not None
+
+    def compute(weight: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
+        bias, rest = (wide(values[0]), values[1:]) if biased else (None, values)
+        if bias is not None and scale is not None:
+            bias = bias * scale(weight, *rest)
+        if shift is not None:
+            bias = shift(weight, *rest) + (0 if bias is None else bias)
+        assert bias is not None
+        return bias.to(weight.dtype)
+
+    return compute
+
+
+def _bias_in_front(layer: _Layer, affine: Affine, index: torch.Tensor) -> Coefficients | None:
+    """b' = b + Σ w · t, over the inputs and the kernel"""
+    if affine.shift is None:
+        return None
+    shift = _per_channel(affine, affine.shift, index)
+    biased = layer.bias is not None
+
+    def compute(weight: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
+        bias, rest = (wide(values[0]), values[1:]) if biased else (0, values)
+        moved = _blocks(layer, weight) * shift(weight, *rest).reshape(layer.groups, 1, -1, 1)
+        return (bias + moved.sum((2, 3)).flatten()).to(weight.dtype)
+
+    return compute
+
+
+def _name(layer: _Layer, leaf: str) -> str:
+    """Return the name of a new constant: it stands beside the layer's old weight."""
+    path, dot, _ = str(layer.weight.target).rpartition(".")
+    old = layer.weight if leaf == "weight" else layer.bias
+    if old is not None:
+        path, dot, leaf = str(old.target).rpartition(".")
+    return path + dot + re.sub(r"_folded(_\d+)?$", "", leaf) + "_folded"
+
+
+# -- where the channels are -----------------------------------------------------------------------
+
+
+class _Factor(NamedTuple):
+    """A part of an axis: `size` steps, each `stride` channels further (0: the channel stays)."""
+
+    size: Any  # an int, or the expression of a symbolic size
+    stride: int
+
+
+_Layout = tuple[tuple[_Factor, ...], ...]  # of each axis the factors, outermost first; none: size 1
+
+
+def _size(size: Any) -> Any:
+    return size if isinstance(size, int) else size.node.expr
+
+
+def _axis(size: Any, stride: int) -> tuple[_Factor, ...]:
+    return () if _size(size) == 1 else (_Factor(_size(size), stride),)
+
+
+def _layout_of(shape: tuple[Any, ...], varying: tuple[int, ...]) -> _Layout:
+    """Return the layout of a tensor whose channels are the elements of the shape `varying`."""
+    layout: list[tuple[_Factor, ...]] = []
+    padded = (1,) * (len(shape) - len(varying)) + varying
+    stride = 1
+    for size, steps in zip(reversed(shape), reversed(padded), strict=True):
+        layout.append(_axis(size, 0 if steps == 1 else stride))
+        stride *= steps
+    return tuple(reversed(layout))
+
+
+def _regroup(layout: _Layout, shape: tuple[Any, ...]) -> _Layout | None:
+    """Follow a reshape: deal the factors out to axes of the new sizes, splitting where needed."""
+    factors = [factor for axis in reversed(layout) for factor in reversed(axis)]
+    result = []
+    for size in map(_size, shape):
+        taken: list[_Factor] = []
+        while size != 1:
+            if not factors:
+                return None
+            factor = factors.pop()
+            rest = _quotient(size, factor.size)
+            if rest is None:
+                inner = _quotient(factor.size, size)
+                if not isinstance(inner, int):
+                    return None
+                factors.append(_Factor(inner, factor.stride))
+                factor, rest = _Factor(size, factor.stride * inner), 1
+            taken.append(factor)
+            size = rest
+        result.append(tuple(taken))
+    return None if factors else tuple(result)
+
+
+def _quotient(size: Any, divisor: Any) -> Any:
+    """Return size / divisor where it is whole for every value of the symbols, else None."""
+    if size == divisor:
+        return 1
+    if isinstance(size, int) and isinstance(divisor, int):
+        return size // divisor if divisor and size and size % divisor == 0 else None
+    quotient = size / divisor
+    if quotient.is_Integer:
+        return int(quotient)
+    return quotient if quotient.as_numer_denom()[1] == 1 else None
+
+
+def _follow_reshape(layout: _Layout, node: fx.Node) -> _Layout | None:
+    return _regroup(layout, shape_of(node))
+
+
+def _follow_permute(layout: _Layout, node: fx.Node) -> _Layout | None:
+    order: Any = node.args[1]
+    return tuple(layout[axis] for axis in order)
+
+
+def _follow_dropout(layout: _Layout, node: fx.Node) -> _Layout | None:
+    return layout if node.args[2] is False else None
+
+
+def _follow_resize(layout: _Layout, node: fx.Node, axes: Iterable[int]) -> _Layout | None:
+    """Follow a call that averages over or picks from some axes: they must hold no channels."""
+    touched = set(axes)
+    if any(factor.stride for axis in touched for factor in layout[axis]):
+        return None
+    shape = shape_of(node)
+    if len(shape) == len(layout):
+        return tuple(_axis(shape[d], 0) if d in touched else axis for d, axis in enumerate(layout))
+    return tuple(axis for d, axis in enumerate(layout) if d not in touched)
+
+
+def _follow_mean(layout: _Layout, node: fx.Node) -> _Layout | None:
+    dims: Any = node.args[1]
+    return _follow_resize(layout, node, dims or range(len(layout)))
+
+
+def _follow_slice(layout: _Layout, node: fx.Node) -> _Layout | None:
+    axis: Any = node.args[1]
+    return _follow_resize(layout, node, (axis,))
+
+
+def _follow_pool(layout: _Layout, node: fx.Node) -> _Layout | None:
+    """Follow an average pool; one that counts zero padding would lessen a shift at the border."""
+    args: Any = node.args
+    pooled = len(args[1])
+    if len(args) > 2 and (any(args[3]) or args[4] or args[6:] not in ((), (None,))):
+        return None
+    return _follow_resize(layout, node, range(len(layout) - pooled, len(layout)))
+
+
+def _follow_pad(layout: _Layout, node: fx.Node) -> _Layout | None:
+    """Follow padding by the tensor's own values (reflect, replicate, circular)."""
+    args: Any = node.args
+    if args[2] == "constant":
+        return None
+    return _follow_resize(layout, node, range(len(layout) - len(args[1]) // 2, len(layout)))
+
+
+_CARRIERS: dict[Any, Callable[[_Layout, fx.Node], _Layout | None]] = {
+    aten.reshape.default: _follow_reshape,
+    aten.reshape_as.default: _follow_reshape,
+    aten.view_as.default: _follow_reshape,
+    aten.flatten.using_ints: _follow_reshape,
+    aten.unflatten.int: _follow_reshape,
+    aten.squeeze.dims: _follow_reshape,
+    aten.unsqueeze.default: _follow_reshape,
+    aten.permute.default: _follow_permute,
+    aten.contiguous.default: _follow_reshape,
+    aten.clone.default: _follow_reshape,
+    aten.alias.default: _follow_reshape,
+    aten.dropout.default: _follow_dropout,
+    aten.feature_dropout.default: _follow_dropout,
+    aten.alpha_dropout.default: _follow_dropout,
+    aten.feature_alpha_dropout.default: _follow_dropout,
+    aten.mean.dim: _follow_mean,
+    aten.select.int: _follow_slice,
+    aten.slice.Tensor: _follow_slice,
+    aten.avg_pool1d.default: _follow_pool,
+    aten.avg_pool2d.default: _follow_pool,
+    aten.avg_pool3d.default: _follow_pool,
+    aten.adaptive_avg_pool1d.default: _follow_pool,
+    aten.adaptive_avg_pool2d.default: _follow_pool,
+    aten.adaptive_avg_pool3d.default: _follow_pool,
+    aten.pad.default: _follow_pad,
+}
+_SHAPE_OF_SECOND = (aten.reshape_as.default, aten.view_as.default, aten.expand_as.default)
+
+
+def _carries(node: fx.Node, source: Any) -> bool:
+    """Whether a call passes the elements of `source`, its first argument, on without a cast."""
+    same = node.target in _CARRIERS and node.args[0] is source and is_tensor(node)
+    return same and is_tensor(source) and dtype_of(node) == dtype_of(source)
+
+
+def _readers(node: fx.Node) -> Iterator[fx.Node]:
+    """Yield the users of a node that read its elements, not just its shape."""
+    for user in node.users:
+        if user.target is aten.sym_size.int:
+            continue
+        if user.target in _SHAPE_OF_SECOND and user.args[0] is not node:
+            continue
+        yield user
+
+
+# -- backwards ------------------------------------------------------------------------------------
+
+
+def _into_producer(rewriter: Rewriter, affine: Affine) -> str | None:
+    """Fold an affine call into the layer before it."""
+    path = _path_back(affine.input)
+    layer = _producer(path[-1])
+    if layer is None or affine.bare is not None or rewriter.out_of_fuel:
+        return None
+    obstacle = affine.obstacle or layer.obstacle(rewriter.graph)
+    if obstacle is not None:
+        return obstacle
+    for node, reader in zip(path, (affine.node, *path), strict=False):
+        others = [user.name for user in _readers(node) if user is not reader]
+        if others:
+            return f"{node.name} has another user, {others[0]}"
+    layout = _channels_at(layer, path)
+    if layout is None:
+        return _NOT_FOLLOWED.format(layer.node.name)
+    index = _coefficient_of_channel(layout, affine.shape, _channels(layer))
+    if index is None:
+        return _NOT_ALONE.format(layer.node.name)
+    new = _new_layer(rewriter, layer, affine, index, behind=True)
+    result = affine.input if len(path) > 1 else new
+    rewriter.replace({affine.node: result, layer.node: new})
+    return FOLDED
+
+
+def _path_back(node: fx.Node) -> list[fx.Node]:
+    """Return the calls that pass elements on, from `node` back to the call that made them."""
+    path = [node]
+    while len(path) <= _REACH and path[-1].args and _carries(path[-1], path[-1].args[0]):
+        source = path[-1].args[0]
+        assert isinstance(source, fx.Node)
+        path.append(source)
+    return path
+
+
+def _channels(layer: _Layer) -> int:
+    return int(shape_of(layer.node)[layer.axis])
+
+
+def _channels_at(layer: _Layer, path: list[fx.Node]) -> _Layout | None:
+    """Return where the layer's channels are at the end of a path of calls that pass them on."""
+    shape = shape_of(layer.node)
+    varying = (_channels(layer),) + (1,) * (len(shape) - 1 - layer.axis)
+    layout: _Layout | None = _layout_of(shape, varying)
+    for node in reversed(path[:-1]):
+        layout = _CARRIERS[node.target](layout, node) if layout is not None else None
+    return layout
+
+
+def _coefficient_of_channel(
+    layout: _Layout, shape: tuple[int, ...], channels: int
+) -> torch.Tensor | None:
+    """Return for each channel the position of its coefficient, among those of `shape`."""
+    channel = torch.arange(channels)
+    index = torch.zeros(channels, dtype=torch.int64)
+    stride = 1
+    for factors, size in zip(reversed(layout), reversed(shape), strict=False):
+        for factor in reversed(factors) if size != 1 else ():
+            if not factor.stride:
+                return None
+            index += channel // factor.stride % factor.size * stride
+            stride *= factor.size
+    return index
+
+
+# -- forwards -------------------------------------------------------------------------------------
+
+
+def _into_consumers(rewriter: Rewriter, affine: Affine) -> str | None:
+    """Fold an affine call into the layers behind it, all of those that read it."""
+    ends = list(_ends(affine))
+    layers = [(_layer(user), via, layout) for user, via, layout in ends]
+    near = [layer for layer, _, _ in layers if layer is not None]
+    if not near or rewriter.out_of_fuel:
+        return None
+    if affine.obstacle is not None:
+        return affine.obstacle
+    taken: list[tuple[_Layer, torch.Tensor]] = []
+    for (user, _, _), (layer, via, layout) in zip(ends, layers, strict=True):
+        if layer is None or user.args[0] is not via:
+            return f"{user.name} uses it beside {near[0].node.name}"
+        found = _coefficients_of(rewriter.graph, affine, layer, layout)
+        if isinstance(found, str):
+            return found
+        taken.append((layer, found))
+    kept = affine.input
+    if affine.bare is not None:
+        kept = rewriter.insert(affine.node.target, *affine.bare, before=affine.node)
+    new = {
+        layer.node: _new_layer(rewriter, layer, affine, index, behind=False)
+        for layer, index in taken
+    }
+    rewriter.replace({affine.node: kept, **new})
+    return FOLDED
+
+
+def _ends(affine: Affine) -> Iterator[tuple[fx.Node, fx.Node, _Layout | None]]:
+    """Yield (reader, what it reads, layout of that) for each reader behind calls that pass it on."""
+    start: _Layout | None = _layout_of(shape_of(affine.node), affine.shape)
+    pending = [(affine.node, start)]
+    for count, (node, layout) in enumerate(pending):
+        for user in _readers(node):
+            if count < _REACH and _carries(user, node):
+                follow = _CARRIERS[user.target]
+                pending.append((user, None if layout is None else follow(layout, user)))
+            else:
+                yield user, node, layout
+
+
+def _coefficients_of(
+    graph: GraphModule, affine: Affine, layer: _Layer, layout: _Layout | None
+) -> torch.Tensor | str:
+    """Return for each input channel of the layer the position of its coefficient, or why not."""
+    obstacle = layer.obstacle(graph)
+    if obstacle is not None:
+        return obstacle
+    if affine.shift is not None and layer.padded:
+        return f"{layer.node.name} pads with zeros, which have no shift"
+    if affine.shift is not None and layer.transposed:
+        return f"{layer.node.name} is transposed: at its border a shift is not a bias"
+    if layout is None:
+        return _NOT_FOLLOWED.format(layer.node.name)
+    index = _coefficient_of_input(layout, layer.axis)
+    return _NOT_ALONE.format(layer.node.name) if index is None else index
+
+
+def _coefficient_of_input(layout: _Layout, channels: int) -> torch.Tensor | None:
+    """Return for each position along the axis `channels` that of its coefficient."""
+    elsewhere = (f for axis, factors in enumerate(layout) if axis != channels for f in factors)
+    if any(factor.stride for factor in elsewhere):
+        return None
+    index = torch.zeros(1, dtype=torch.int64)
+    for size, stride in layout[channels]:
+        if not isinstance(size, int):
+            return None
+        index = (index[:, None] + torch.arange(size) * stride).flatten()
+    return index

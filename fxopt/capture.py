@@ -56,13 +56,7 @@ def capture(
         graph = _from_program(model, model.module(check_guards=False), _program_inputs(model))
     else:
         check_ready(model)
-        inputs = as_inputs(example_inputs) if example_inputs is not None else infer_inputs(model)
-        if inputs is None:
-            raise CaptureError(
-                "No example inputs were given, and none can be inferred from "
-                f"{type(model).__name__}. Pass example_inputs=, for instance a tensor or a tuple."
-            )
-        inputs = _bind(model, inputs)
+        inputs = bind_inputs(model, example_inputs)
         inputs, shapes = _dynamic(model, inputs, dynamic_shapes)
         program = _export(model, inputs, shapes)
         graph = _from_program(program, model, inputs)
@@ -73,8 +67,17 @@ def capture(
 # -- before: inputs and dynamic shapes ----------------------------------------------------------------
 
 
-def _bind(model: torch.nn.Module, inputs: Inputs) -> Inputs:
-    """Check that a call fits the model's signature, and write it in the signature's order."""
+def bind_inputs(model: torch.nn.Module, example_inputs: Any) -> Inputs:
+    """Return the inputs that were given, or are inferred, in the order of the model's signature.
+
+    Raises CaptureError where they do not fit the signature, or none are known.
+    """
+    inputs = as_inputs(example_inputs) if example_inputs is not None else infer_inputs(model)
+    if inputs is None:
+        raise CaptureError(
+            "No example inputs were given, and none can be inferred from "
+            f"{type(model).__name__}. Pass example_inputs=, for instance a tensor or a tuple."
+        )
     signature = forward_signature(model)
     try:
         bound = signature.bind(*inputs.args, **inputs.kwargs)
@@ -276,6 +279,7 @@ class _Translation:
         self.translator = Translator(program.graph_module, self.mode, _switches(model))
         self.constants: dict[str, tuple[torch.Tensor, bool]] = {}
         self._shared: dict[int, fx.Node] = {}
+        self._ties: dict[str, list[str]] = {}
         self._nodes = nodes
 
     def graph_module(self) -> GraphModule:
@@ -311,6 +315,11 @@ class _Translation:
             model_name=type(self.model).__name__,
             mutated=mutated,
             sources=frozenset(self.constants),
+            state=frozenset(
+                name for name, (tensor, persistent) in self.constants.items()
+                if persistent or isinstance(tensor, torch.nn.Parameter)
+            ),
+            ties={name: tuple(names) for name, names in self._ties.items()},
         )
         graph.graph = self.translator.graph
         graph.info.regularizers = _absent_regularizers(self.model, graph)
@@ -338,7 +347,9 @@ class _Translation:
         if tensor is None:
             tensor = self.program.constants[name]
         if id(tensor) in self._shared:
-            self.translator.bind(node, self._shared[id(tensor)])
+            first = self._shared[id(tensor)]
+            self._ties.setdefault(str(first.target), [str(first.target)]).append(name)
+            self.translator.bind(node, first)
             return
         own = tensor.detach()
         if spec.kind is InputKind.PARAMETER:

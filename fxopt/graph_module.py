@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +41,9 @@ class GraphInfo:
     recipes: list[Recipe] = field(default_factory=list)
     mutated: frozenset[str] = frozenset()  # constants that the graph itself writes back
     sources: frozenset[str] = frozenset()  # the constants' names at capture
+    state: frozenset[str] = frozenset()  # those of them that stand in the model's state_dict
+    held: dict[str, torch.Tensor] = field(default_factory=dict)  # erased ones that do not
+    ties: dict[str, tuple[str, ...]] = field(default_factory=dict)  # all names of a tied constant
     regularizers: tuple[str, ...] = ()  # active in training only, and absent from this graph
     story: Story | None = None
     capture_seconds: float = 0.0
@@ -199,6 +201,8 @@ class GraphModule(fx.GraphModule):
     def delete_constant(self, name: str) -> None:
         """Remove a constant, and the modules on its path that this leaves empty."""
         path, _, leaf = name.rpartition(".")
+        if name in self.info.sources and name not in self.info.state:
+            self.info.held[name] = self.constant(name)  # new weights may have to meet it again
         delattr(self.get_submodule(path), leaf)
         while path:
             module = self.get_submodule(path)
@@ -267,6 +271,15 @@ class GraphModule(fx.GraphModule):
         """Return a graph of its own nodes over the same storage (see the class on writing)."""
         return self._copy(lambda tensor: tensor.detach(), shares_storage=True)
 
+    def become(self, other: GraphModule) -> None:
+        """Take over the nodes, constants and information of `other`, which is used up."""
+        self._modules, self._parameters, self._buffers = (
+            other._modules, other._parameters, other._buffers,
+        )
+        self._non_persistent_buffers_set = other._non_persistent_buffers_set
+        self.meta = other.meta
+        self.graph = other.graph
+
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> GraphModule:
         twin = self._copy(lambda tensor: tensor.detach().clone(), shares_storage=False)
         if memo is not None:
@@ -308,18 +321,9 @@ class GraphModule(fx.GraphModule):
         if shares_storage:
             self.info.shares_storage = True
         twin.meta = {**self.meta, "fxopt": replace(
-            self.info, recipes=list(self.info.recipes), shares_storage=shares_storage
+            self.info, recipes=list(self.info.recipes), held=dict(self.info.held),
+            shares_storage=shares_storage
         )}
         fx.GraphModule.graph.fset(twin, graph)  # type: ignore[attr-defined]
         twin.train_mode(self.training)
         return twin
-
-
-def tensor_nodes(nodes: Sequence[Any]) -> list[fx.Node]:
-    """Return those of `nodes` that are fx nodes."""
-    return [node for node in nodes if isinstance(node, fx.Node)]
-
-
-def deepcopy(graph: GraphModule) -> GraphModule:
-    """Return a copy that shares nothing with `graph`."""
-    return copy.deepcopy(graph)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import math
 import operator
 import types
@@ -71,12 +72,20 @@ class Traced:
         return owner._call(*operator_of(function, tuple(args), dict(kwargs or {})))
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_") or not hasattr(torch.Tensor, name):
-            raise AttributeError(name)
+        if name in ("T", "mT"):
+            return self._call(*operator_of({"T": "numpy_T", "mT": "mT"}[name], (self,), {}))
+        if name.startswith("_") or not callable(getattr(torch.Tensor, name, None)):
+            raise AttributeError(f"{type(self).__name__} has no method '{name}'")
         return lambda *args, **kwargs: self._call(*operator_of(name, (self, *args), kwargs))
 
     def __neg__(self) -> Any:
         return self._call(*operator_of("neg", (self,), {}))
+
+    def __abs__(self) -> Any:
+        return self._call(*operator_of("abs", (self,), {}))
+
+    def __invert__(self) -> Any:
+        return self._call(*operator_of("bitwise_not", (self,), {}))
 
     def __getitem__(self, index: int) -> Any:
         return self._call(operator.getitem, (self, index), {})
@@ -167,6 +176,8 @@ def operator_of(
         name, args = reordered(values)
         return _choose(name, args, {})
     name = function if isinstance(function, str) else _name_of(function)
+    if name.endswith("_") and not name.endswith("__"):
+        name = name[:-1]  # a graph has no in-place calls: relu_ stands for relu
     return _choose(name, args, kwargs)
 
 
@@ -189,14 +200,42 @@ def _choose(
     preferred = ("default", "Tensor", "Tensor_Scalar", "int", "dim")  # where several fit as well
     for candidate in sorted(names, key=lambda n: preferred.index(n) if n in preferred else 9):
         target = getattr(packet, candidate)
-        if "Tensor" not in str(target._schema.arguments[0].type if target._schema.arguments else ""):
+        if not any("Tensor" in str(returned.type) for returned in target._schema.returns):
             continue  # arithmetic of plain numbers
         cost = None if target._schema.is_mutable else _cost(target, args, kwargs)
         if cost is not None and (best is None or cost < best[0]):
             best = (cost, target)
     if best is not None:
-        return best[1], args, kwargs
+        return best[1], *_listed(best[1], args, kwargs)
+    packed = _packed(args)
+    if packed is not None:
+        return _choose(name, packed, kwargs)
     raise OptionError(f"No form of aten.{name} takes the arguments {args!r} {kwargs!r}.")
+
+
+def _packed(args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Return the arguments of `x.permute(0, 2, 1)` as those of `x.permute([0, 2, 1])`."""
+    rest = args[1:]
+    count = next((i for i, value in enumerate(rest) if not _is_size(value)), len(rest))
+    return (args[0], list(rest[:count]), *rest[count:]) if count > 1 else None
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, (int, Traced, fx.Node)) and not isinstance(value, bool)
+
+
+def _listed(
+    target: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Write a single integer where a list of them is meant, as a list: `x.sum(1)`."""
+    kinds = {a.name: str(a.type).removeprefix("Optional[") for a in target._schema.arguments}
+
+    def listed(kind: str, value: Any) -> Any:
+        single = kind.startswith("List") and isinstance(value, int)
+        return [value] if single else value
+
+    named = {key: listed(kinds[key], value) for key, value in kwargs.items()}
+    return tuple(listed(k, v) for k, v in zip(kinds.values(), args, strict=False)), named
 
 
 def _cost(target: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
@@ -231,6 +270,8 @@ def _argument_cost(kind: str, value: Any) -> int | None:
         return 0 if kind == "Tensor" or isinstance(value, Symbol) else None
     for types, kinds in _LITERALS:
         if isinstance(value, types):
+            if types is int and kind == "List[int]":
+                return 1
             return 0 if kind in kinds else 1 if kind == "Tensor" and types is not str else None
     if isinstance(value, (list, tuple)):
         return 0 if kind.startswith("List") else None
@@ -257,6 +298,12 @@ class Symbol(Traced):
 
     def _call(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Symbol:
         return _record(target, args, kwargs)
+
+    def __bool__(self) -> bool:
+        raise TypeError("a pattern cannot branch on a value; write one pattern per branch")
+
+    def __iter__(self) -> Iterator[Any]:
+        raise TypeError("a pattern cannot unpack a value; index it: parts[0]")
 
     __hash__ = object.__hash__
 
@@ -312,26 +359,58 @@ def _recorder(function: Any) -> Callable[..., Any]:
 def record(function: Callable[..., Any]) -> CallPattern:
     """Run a pattern function on symbols and return what it computes.
 
-    Raises OptionError where it calls something that is not an operator, or returns no call.
+    Raises OptionError where it does something else than calling operators, or returns no call.
     """
-    replaced = {
-        name: _Namespace(value)
-        for name, value in function.__globals__.items()
-        if value in (torch, F, aten) or value is torch.ops
-    }
     twin = types.FunctionType(
         function.__code__,
-        {**function.__globals__, **replaced},
+        {name: _recording(value) for name, value in function.__globals__.items()},
         function.__name__,
         function.__defaults__,
-        function.__closure__,
+        tuple(map(_recording_cell, function.__closure__ or ())),
     )
+    where = f"{function.__name__} ({_place(function)})"
     symbols = [Symbol(Var(name)) for name in inspect.signature(function).parameters]
-    result = twin(*symbols)
+    try:
+        result = twin(*symbols)
+    except OptionError as error:
+        raise OptionError(f"The pattern {where} cannot be recorded: {error}") from None
+    except Exception as error:
+        raise OptionError(
+            f"The pattern {where} cannot be recorded: {type(error).__name__}: {error}. "
+            "A pattern only calls tensor operators; ask for shapes and values in the rule."
+        ) from error
     pattern = result._pattern if isinstance(result, Symbol) else None
     if not isinstance(pattern, CallPattern):
-        raise OptionError(f"The pattern {function.__name__} must return the result of an operator.")
+        raise OptionError(f"The pattern {where} must return the result of an operator.")
     return pattern
+
+
+def _recording(value: Any) -> Any:
+    known = any(value is module for module in (torch, F, aten, torch.ops))
+    return _Namespace(value) if known else value
+
+
+def _recording_cell(cell: types.CellType) -> types.CellType:
+    try:
+        return types.CellType(_recording(cell.cell_contents))
+    except ValueError:  # the name has no value yet
+        return cell
+
+
+def _place(function: Callable[..., Any]) -> str:
+    code = function.__code__
+    return f"{code.co_filename}:{code.co_firstlineno}"
+
+
+def symbols_of(pattern: Any) -> set[str]:
+    """Return the names of the symbols in a pattern."""
+    if isinstance(pattern, Var):
+        return {pattern.name}
+    if isinstance(pattern, CallPattern):
+        return symbols_of([*pattern.args, *pattern.kwargs.values()])
+    if isinstance(pattern, list):
+        return set().union(*map(symbols_of, pattern))
+    return set()
 
 
 # -- matching -----------------------------------------------------------------------------------------
@@ -350,6 +429,14 @@ class Match:
     root: fx.Node
     nodes: tuple[fx.Node, ...]
     values: Mapping[str, Any]
+
+    @property
+    def shared(self) -> str | None:
+        """Which value inside the match is also used outside of it, in words; None without one."""
+        for node in self.nodes[1:]:
+            if any(user not in self.nodes for user in node.users):
+                return f"{node.name} is used elsewhere too"
+        return None
 
 
 @dataclass
@@ -439,11 +526,15 @@ def _spell(pattern: CallPattern, node: fx.Node) -> Call | None:
     """Return the pattern's call in canonical spelling, with the rank of the node it meets."""
     if not isinstance(pattern.target, OpOverload):
         return Call(pattern.target, pattern.args, pattern.kwargs)
-    first = next((a for a in node.args if isinstance(a, fx.Node)), None)
-    value = first.meta.get("val") if first is not None else None
+    first = next((a for a in fx.node._flat(node.args) if isinstance(a, fx.Node)), None)
+    places = {id(a): n for a, n in zip(pattern.args, node.args, strict=False)}
 
     def described(argument: Any) -> Any:
-        return value if isinstance(argument, (Var, CallPattern)) else None
+        if not isinstance(argument, (Var, CallPattern)):
+            return None
+        found = places.get(id(argument))
+        found = found if isinstance(found, fx.Node) else first
+        return None if found is None else found.meta.get("val")
 
     try:
         return canonical(pattern.target, pattern.args, pattern.kwargs, described)
@@ -455,8 +546,8 @@ def _spell(pattern: CallPattern, node: fx.Node) -> Call | None:
 def root_targets(pattern: CallPattern) -> tuple[Any, ...]:
     """Return the operators at which a match may have its root, to index rules by."""
     found = [pattern.target]
-    for rank in (1, 2, 3, 4, 5):
-        dummy = torch.empty([2] * rank, device="meta")
+    for size, rank in itertools.product((2, 1), (1, 2, 3, 4, 5)):  # squeeze wants a size of 1
+        dummy = torch.empty([size] * rank, device="meta")
 
         def described(argument: Any, dummy: torch.Tensor = dummy) -> Any:
             return dummy if isinstance(argument, (Var, CallPattern)) else None

@@ -71,13 +71,7 @@ def _merge_constants(rewriter: Rewriter, graph: GraphModule) -> None:
 def _changing(graph: GraphModule) -> set[str]:
     """Return the constants that training or new weights may change, and what follows from them."""
     info = graph.info
-    names = set(info.mutated)
-    for name, tensor in graph.constants().items():
-        if name in info.sources and (
-            isinstance(tensor, torch.nn.Parameter) or graph.is_persistent(name)
-        ):
-            names.add(name)
-    names |= info.sources - set(graph.constants())  # gone by now, but their descendants are not
+    names = set(info.mutated | info.state)
     for recipe in info.recipes:
         if names.intersection(recipe.sources):
             names.add(recipe.name)

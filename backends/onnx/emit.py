@@ -65,6 +65,7 @@ class Emitter:
         self._shadowed: dict[Value, Value] = {}
         self._shadowing = False
         self._fresh: list[ir.Node] = []
+        self._readers: dict[int, list[fx.Node]] | None = None
 
     # -- what an emitter asks about its arguments -----------------------------------------------
 
@@ -93,6 +94,14 @@ class Emitter:
             value = self.graph.value(node)
             return value if isinstance(value, torch.Tensor) else None
         return None
+
+    def readers(self, tensor: torch.Tensor) -> list[fx.Node]:
+        """Return the nodes that stand for a constant: more than one where it is tied."""
+        if self._readers is None:
+            self._readers = {}
+            for node in self.graph.graph.find_nodes(op="get_attr"):
+                self._readers.setdefault(id(self.graph.value(node)), []).append(node)
+        return self._readers.get(id(tensor), [])
 
     def fail(self, reason: str, remedy: str = "") -> NoReturn:
         """Raise the LoweringError that says what cannot be expressed, where, and what to do."""
@@ -130,6 +139,11 @@ class Emitter:
         self._fresh.append(node)
         return node.outputs
 
+    def adopt(self, nodes: Sequence[ir.Node]) -> None:
+        """Append ONNX nodes that were made elsewhere for the node being emitted."""
+        self.nodes.extend(nodes)
+        self._fresh.extend(nodes)
+
     def value(self, x: Any) -> Value:
         """Return the ONNX value of an fx node, a list of integers or sizes, or a value itself."""
         if isinstance(x, Value):
@@ -139,7 +153,7 @@ class Emitter:
         if not isinstance(x, fx.Node):
             raise TypeError(f"{x!r} is no ONNX value; a number needs Emitter.number(x, dtype).")
         fake = x.meta.get("val")
-        value = self._raw(x)
+        value = self.raw(x)
         return self._shadow(value, fake.dtype) if isinstance(fake, torch.Tensor) else value
 
     def values(self, x: Any) -> list[Value]:
@@ -164,7 +178,7 @@ class Emitter:
             return self.constant(array_of(x, dtype))
         key = (x, dtype, "number")
         if key not in self._computed:
-            value = self.op("Squeeze", self._raw(x), [0])
+            value = self.op("Squeeze", self.raw(x), [0])
             source = torch.float64 if isinstance(x.meta["val"], (float, torch.SymFloat)) else (
                 torch.bool if isinstance(x.meta["val"], (bool, torch.SymBool)) else torch.int64
             )
@@ -190,7 +204,7 @@ class Emitter:
         key = (id(tensor), how)
         if key not in self._shared:
             with torch.no_grad():
-                changed = change(tensor.detach()).contiguous()
+                changed = change(tensor.detach()).clone(memory_format=torch.contiguous_format)
             name = self._unique(f"{node.target}.{how}")
             self._shared[key] = self._initializer(name, tensor_of(changed, name))
         return self._shadow(self._shared[key], tensor.dtype)
@@ -209,8 +223,12 @@ class Emitter:
             return self.sizes([size])
         key = (str(size.node.expr), "size")
         if key not in self._computed:
-            self._computed[key] = self.op("Shape", self._raw(x), start=axis, end=axis + 1)
+            self._computed[key] = self.op("Shape", self.raw(x), start=axis, end=axis + 1)
         return self._computed[key]
+
+    def number_of_size(self, x: Any, axis: int) -> Value:
+        """Return one size of a tensor as a value without dimensions."""
+        return self.op("Squeeze", self.size_value(x, axis), [0])
 
     def shape_list(self, x: Any) -> list[Any]:
         """Return the sizes of a tensor: integers, and values of shape [1]."""
@@ -240,7 +258,7 @@ class Emitter:
         if isinstance(item, Value):
             return item
         if isinstance(item, fx.Node):
-            value = self._raw(item)
+            value = self.raw(item)
             if isinstance(item.meta.get("val"), torch.Tensor):  # a size given as a tensor
                 value = self.op("Reshape", self.operand(item, torch.int64), [1])
             return value
@@ -335,7 +353,8 @@ class Emitter:
             if path:
                 made.metadata_props["fxopt.path"] = str(path)
 
-    def _raw(self, node: fx.Node) -> Value:
+    def raw(self, node: fx.Node) -> Value:
+        """Return the ONNX value of an fx node, in its own dtype."""
         found = self._values.get(node)
         if found is None:
             if node.op != "get_attr":
@@ -355,7 +374,8 @@ class Emitter:
             if not isinstance(tensor, torch.Tensor) or tensor.dtype not in ONNX_DTYPES:
                 raise refusal(node, f"ONNX has no constant of type {getattr(tensor, 'dtype', '?')}")
             unique = self._unique(self.scope + name)
-            self._shared[key] = self._initializer(unique, tensor_of(tensor.detach(), unique))
+            own = tensor.detach().clone(memory_format=torch.contiguous_format)
+            self._shared[key] = self._initializer(unique, tensor_of(own, unique))
         return self._shared[key]
 
     def _initializer(self, name: str, tensor: Any) -> Value:

@@ -138,7 +138,7 @@ class OnnxExecutable:
         settings.graph_optimization_level = getattr(
             onnxruntime.GraphOptimizationLevel, _LEVELS[self.options.optimization]
         )
-        settings.log_severity_level = 3
+        settings.log_severity_level = 4  # errors come as exceptions, with our words
         if self.options.threads is not None:
             settings.intra_op_num_threads = self.options.threads
             settings.inter_op_num_threads = 1

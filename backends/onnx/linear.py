@@ -32,14 +32,13 @@ def _transposed(e: Emitter, weight: Any) -> Value:
 
 def _needed_as_it_is(e: Emitter, tensor: torch.Tensor) -> bool:
     """Whether something other than a linear layer of many dimensions reads this constant."""
-    for node in e.graph.graph.find_nodes(op="get_attr"):
-        if e.graph.value(node) is tensor:
-            for user in node.users:
-                if user.target is not torch.ops.aten.linear.default:
-                    return True
-                if len(shape_of(user.args[0])) == 2 or user.args[1] is not node:
-                    return True
-    return False
+    return any(
+        user.target is not torch.ops.aten.linear.default
+        or user.args[1] is not node
+        or len(shape_of(user.args[0])) == 2
+        for node in e.readers(tensor)
+        for user in node.users
+    )
 
 
 @emits("matmul", "mm", "bmm", "dot", "vdot", "mv", "__matmul__")

@@ -48,7 +48,6 @@ def lower(graph: GraphModule, options: Onnx) -> OnnxExecutable:
     model = _model(emitter, graph, inputs, outputs, options.opset)
     if slots:
         model.metadata_props[STATE_KEY] = state_text(slots)
-    own_constants(model)
     check(model)
     runtime = RuntimeOptions(options.threads, tuple(options.providers), options.optimization)
     return OnnxExecutable(model, runtime, tuple(emitter.notes), slots, options.external_data)
@@ -163,14 +162,6 @@ def _model(
         producer_name="fxopt",
         functions=list(emitter.functions.values()),
     )
-
-
-def own_constants(model: ir.Model) -> None:
-    """Copy every constant that is a view of the graph's, so that nobody else's writes reach it."""
-    for name, value in model.graph.initializers.items():
-        raw = getattr(value.const_value, "raw", None)
-        if isinstance(raw, torch.Tensor):
-            value.const_value = tensor_of(raw.clone(), name)
 
 
 def check(model: ir.Model) -> None:

@@ -1,0 +1,12 @@
+"""The backends, and which of them can be used here."""
+
+from fxopt.backends.eager import Eager
+from fxopt.registry import classes
+
+
+def available() -> dict[str, str | None]:
+    """Return each backend's name, with None where it can be used, else what it needs."""
+    return {name: cls().missing() for name, cls in classes("backends").items()}
+
+
+__all__ = ["Eager", "available"]

@@ -1,0 +1,325 @@
+"""The pipeline: a list of passes, each run under contract, recorded, and verified."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from fxopt import dialect
+from fxopt.contract import Effect, Pass, PassResult
+from fxopt.errors import FxoptError, OptionError, PreconditionError, VerifyError
+from fxopt.graph_module import GraphModule
+from fxopt.rewrite import fuel
+from fxopt.story import Recorder, Step, Story, Verification
+from fxopt.text import text_diff
+from fxopt.verify import Run, compare, runner
+
+log = logging.getLogger("fxopt")
+Progress = Callable[[str], None]
+VERIFY = ("final", "each", "off")
+ON_ERROR = ("raise", "skip")
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """How results are judged: against what, on which flat inputs, within what bound."""
+
+    mode: str  # "final", "each" or "off"
+    reference: Run
+    original: GraphModule
+    inputs: Sequence[tuple[Any, ...]]
+    tolerance: float | None = None
+    accept: Callable[[Any], Any] | None = None  # the user's own acceptance
+
+    def judge(self, graph: GraphModule, what: str = "optimized graph") -> Verification:
+        """Compare a graph with the reference, and ask the user's own acceptance."""
+        verdict = compare(
+            what, runner(graph), self.reference, self.original, self.inputs, self.tolerance
+        )
+        if verdict.passed and self.accept is not None and self.accept(graph.copy()) is False:
+            return replace(verdict, error=float("inf"), what=f"{what}, by your own acceptance")
+        return verdict
+
+    def since(self, graph: GraphModule) -> Oracle:
+        """Return an oracle that judges what comes after a lossy pass."""
+        original = graph.copy()
+        return replace(self, reference=runner(original), original=original)
+
+
+def run_passes(
+    graph: GraphModule,
+    passes: Sequence[Pass],
+    oracle: Oracle,
+    *,
+    on_error: str = "raise",
+    progress: Progress | None = None,
+) -> Story:
+    """Run `passes` on `graph`, in place, and return the story.
+
+    Each pass: its preconditions are checked, it runs, the dialect is checked, a Step is recorded.
+    Exact passes are verified by the oracle: after each ("each"), or after the last ("final"), and
+    then, on failure, the passes are run again on a copy to find the guilty one. A lossy pass starts
+    a new reference: what follows it must compute what it made.
+
+    Raises PreconditionError, VerifyError, or FxoptError around what a pass raised, unless
+    `on_error="skip"`, which undoes that pass and goes on.
+    """
+    run = _Run(graph, oracle, on_error, progress or (lambda text: None))
+    for one in passes:
+        run.apply(one)
+    run.settle()
+    run.story.renamed = _renamed(graph)
+    graph.info.story = run.story
+    return run.story
+
+
+class _Run:
+    """One run of the pipeline over one graph."""
+
+    def __init__(
+        self, graph: GraphModule, oracle: Oracle, on_error: str, progress: Progress
+    ) -> None:
+        self.graph = graph
+        self.oracle = oracle
+        self.skip = on_error == "skip"
+        self.progress = progress
+        self.recorder = Recorder()
+        self.story = Story(
+            graph.info.model_name,
+            self.recorder.snapshot(graph),
+            graph.info.capture_seconds,
+            graph.info.regularizers,
+        )
+        self._begin_segment()
+
+    def _begin_segment(self) -> None:
+        """Remember the graph as it is: what the passes from here on must not change."""
+        self._start = self.graph.copy() if self.oracle.mode == "final" else self.graph
+        self._segment: list[Pass] = []
+        self._segment_steps = len(self.story.steps)
+        self._verified = False
+
+    def apply(self, one: Pass) -> None:
+        """Run one pass, record its step, and verify it if every pass is to be verified."""
+        self.progress(one.name)
+        lossy = one.effect is Effect.LOSSY
+        if lossy:
+            self.settle()
+        undo = self.graph.copy() if self.skip or self.oracle.mode == "each" else None
+        before = self.story.final
+        started = time.perf_counter()
+        try:
+            _check_preconditions(one, self.graph)
+            result = _run_on_all(one, self.graph)
+            seconds = time.perf_counter() - started
+            dialect.check(self.graph, changed={*result.created, *result.changed})
+        except Exception as error:
+            if undo is None or not self.skip:
+                raise _in_pass(one, error, self.story) from error
+            self._roll_back(one, undo, str(error), time.perf_counter() - started)
+            return
+        after = self.recorder.snapshot(self.graph)
+        self.story.steps.append(_step(one, before, after, seconds, result))
+        if lossy:
+            self.oracle = self.oracle.since(self.graph)
+            self._begin_segment()
+            self._verified = True
+        elif self.oracle.mode == "each" and result.modified:
+            self._verify_one(one, undo)
+        else:
+            self._segment.append(one)
+            self._verified &= not result.modified
+
+    def settle(self) -> None:
+        """Verify the passes since the last verification; on failure, find the guilty one."""
+        if self.oracle.mode != "final" or self._verified:
+            return
+        self.progress("verify")
+        verdict = self.oracle.judge(self.graph)
+        self.story.verifications.append(verdict)
+        if verdict.passed:
+            self._begin_segment()
+            self._verified = True
+            return
+        guilty, message = find_guilty(self._start, self._segment, self.oracle)
+        if not self.skip:
+            raise VerifyError(message)
+        log.warning("%s It was skipped.", message)
+        redo = self._segment
+        self._restore(self._start.copy())
+        del self.story.steps[self._segment_steps :]
+        self._begin_segment()
+        reason = f"verification failed: error {verdict.error:.2g} > {verdict.bound:.2g}"
+        for one in redo:
+            if one is guilty:
+                self._record_skip(one, reason, 0.0)
+            else:
+                self.apply(one)
+        self.settle()
+
+    def _verify_one(self, one: Pass, undo: GraphModule | None) -> None:
+        verdict = self.oracle.judge(self.graph, f"after {one.name}")
+        self.story.verifications.append(verdict)
+        if verdict.passed:
+            return
+        assert undo is not None
+        message = _guilty_message(one, undo, self.oracle, verdict)
+        if not self.skip:
+            raise VerifyError(message)
+        log.warning("%s It was skipped.", message)
+        seconds = self.story.steps.pop().seconds
+        reason = f"verification failed: error {verdict.error:.2g} > {verdict.bound:.2g}"
+        self._roll_back(one, undo, reason, seconds)
+
+    def _roll_back(self, one: Pass, undo: GraphModule, reason: str, seconds: float) -> None:
+        log.warning("%s was rolled back: %s", one.name, reason)
+        self._restore(undo)
+        self._record_skip(one, reason, seconds)
+
+    def _record_skip(self, one: Pass, reason: str, seconds: float) -> None:
+        state = self.recorder.snapshot(self.graph)
+        self.story.steps.append(
+            replace(_step(one, state, state, seconds, PassResult()), skipped=reason)
+        )
+
+    def _restore(self, saved: GraphModule) -> None:
+        """Make the graph what `saved` is."""
+        self.graph.become(saved)
+
+
+def find_guilty(start: GraphModule, passes: Sequence[Pass], oracle: Oracle) -> tuple[Pass, str]:
+    """Run `passes` again on a copy of `start`; return the first that breaks it, and the words."""
+    graph = start.copy()
+    verdict = oracle.judge(graph, "captured graph")
+    if not verdict.passed:
+        raise VerifyError(
+            f"The captured graph does not compute what the model does, before any pass: max |Δ| / "
+            f"max |reference| is {verdict.error:.3g}, and the bound is {verdict.bound:.3g}. This is "
+            "a bug of capture, unless the model is random or depends on earlier calls; then pass "
+            "verify='off' or a tolerance."
+        )
+    for one in passes:
+        before = graph.copy()
+        _run_on_all(one, graph)
+        verdict = oracle.judge(graph)
+        if not verdict.passed:
+            return one, _guilty_message(one, before, oracle, verdict)
+    raise VerifyError(
+        "The optimized graph differs from the original, but no single pass does when the passes "
+        "are run again: one of them is not deterministic. Run with verify='each'."
+    )
+
+
+def _guilty_message(
+    one: Pass, before: GraphModule, oracle: Oracle, verdict: Verification
+) -> str:
+    """Find the first rewrite of a guilty pass that breaks the graph, by bisection on fuel."""
+
+    def broken(rewrites: int) -> bool:
+        graph = before.copy()
+        with fuel(rewrites):
+            _run_on_all(one, graph)
+        return not oracle.judge(graph).passed
+
+    total = _run_on_all(one, before.copy()).rewrites
+    low, high = 0, total  # with `low` rewrites it is right, with `high` it is wrong
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if broken(middle) else (middle, high)
+    right, wrong = before.copy(), before.copy()
+    with fuel(high - 1):
+        _run_on_all(one, right)
+    with fuel(high):
+        _run_on_all(one, wrong)
+    recorder = Recorder()
+    difference = text_diff(recorder.snapshot(right).text, Recorder().snapshot(wrong).text, context=0)
+    lines = [line for line in difference if line[:3] not in ("---", "+++") and line[:2] != "@@"]
+    return (
+        f"Pass '{one.name}' changed what the model computes: max |Δ| / max |reference| is "
+        f"{verdict.error:.3g}, and the bound is {verdict.bound:.3g} ({verdict.what}).\n"
+        f"The first wrong rewrite is number {high} of {total}:\n"
+        + "\n".join(f"  {line}" for line in lines[:20])
+        + "\nThis is a bug of the pass. Leave it out of passes=, or go on without it with "
+        "on_error='skip'."
+    )
+
+
+def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
+    """Raise OptionError where an option is none of the allowed words."""
+    if value not in allowed:
+        raise OptionError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}.")
+
+
+def _run_on_all(one: Pass, graph: GraphModule) -> PassResult:
+    """Run a pass on the sub-graphs of control flow, then on the graph itself."""
+    inner = [one.run(subgraph) for subgraph in graph.subgraphs()]
+    result = one.run(graph)
+    if not any(part.modified for part in inner):
+        return result
+    return replace(result, rewrites=result.rewrites + sum(part.rewrites for part in inner))
+
+
+def _check_preconditions(one: Pass, graph: GraphModule) -> None:
+    for condition in one.requires:
+        reason = condition.check(graph)
+        if reason is not None:
+            raise PreconditionError(f"'{one.name}' needs {condition.name}: {reason}")
+
+
+def _in_pass(one: Pass, error: Exception, story: Story) -> Exception:
+    """Wrap what a pass raised, with the passes that ran before it."""
+    before = ", ".join(step.name for step in story.steps) or "none"
+    if isinstance(error, FxoptError):
+        return type(error)(f"{error} (in pass '{one.name}'; passes before it: {before})")
+    return FxoptError(
+        f"Pass '{one.name}' failed with {type(error).__name__}: {error}. Passes before it: {before}. "
+        "Leave it out of passes=, or go on without it with on_error='skip'."
+    )
+
+
+def _step(one: Pass, before: Any, after: Any, seconds: float, result: PassResult) -> Step:
+    return Step(
+        name=one.name,
+        options=options_of(one),
+        effect=one.effect,
+        before=before,
+        after=after,
+        seconds=seconds,
+        rewrites=result.rewrites,
+        misses=result.misses,
+        created=result.created,
+        erased=result.erased,
+        changed=result.changed,
+        origins=result.origins,
+        rules=result.rules,
+    )
+
+
+def options_of(one: Any) -> dict[str, Any]:
+    """Return the fields of a pass or backend that differ from their defaults."""
+    default = type(one)
+    plain = default() if all(_has_default(f) for f in fields(one)) else None
+    values = {f.name: getattr(one, f.name) for f in fields(one)}
+    return {k: v for k, v in values.items() if plain is None or getattr(plain, k) != v}
+
+
+def _has_default(field: Any) -> bool:
+    from dataclasses import MISSING
+
+    return field.default is not MISSING or field.default_factory is not MISSING
+
+
+def _renamed(graph: GraphModule) -> dict[str, tuple[str, ...]]:
+    """Map each captured constant to those that now hold what was computed from it."""
+    reaches: dict[str, set[str]] = {}
+    live = set(graph.constants())
+    for recipe in reversed(graph.info.recipes):
+        targets = reaches.get(recipe.name, set()) | ({recipe.name} & live)
+        for source in recipe.sources:
+            reaches.setdefault(source, set()).update(targets)
+    return {
+        name: tuple(sorted(reaches[name])) for name in sorted(graph.info.sources) if name in reaches
+    }

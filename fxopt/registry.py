@@ -1,0 +1,130 @@
+"""Where passes and backends are found: the built-in folders, then entry points, by name."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib
+import importlib.metadata
+import pkgutil
+import types
+import typing
+from dataclasses import fields, is_dataclass
+from types import ModuleType
+from typing import Any, get_args, get_origin
+
+from fxopt.errors import OptionError, unknown_name
+
+
+@functools.cache
+def _package(kind: str) -> ModuleType:
+    return importlib.import_module(f"fxopt.{kind}")
+
+
+@functools.cache
+def classes(kind: str) -> dict[str, type]:
+    """Return the classes of a kind ("passes" or "backends") by their names.
+
+    Raises OptionError where two bear one name.
+    """
+    found: dict[str, type] = {}
+    package = _package(kind)
+    modules = [
+        importlib.import_module(f"fxopt.{kind}.{module.name}")
+        for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name)
+    ]
+    candidates = [
+        value
+        for module in modules
+        for value in vars(module).values()
+        if isinstance(value, type) and value.__module__.startswith(module.__name__)
+    ]
+    for point in importlib.metadata.entry_points(group=f"fxopt.{kind}"):
+        candidates.append(point.load())
+    for cls in candidates:
+        name = getattr(cls, "name", None)
+        if isinstance(name, str) and is_dataclass(cls):
+            if found.get(name, cls) is not cls:
+                raise OptionError(f"Two {kind} are called '{name}': {found[name]} and {cls}.")
+            found[name] = cls
+    return found
+
+
+def resolve_pass(spec: Any) -> Any:
+    """Return a pass: itself, or from its name with options: "fold-constants(growth=2.0)"."""
+    return _resolve("pass", "passes", spec)
+
+
+def resolve_backend(spec: Any, options: dict[str, Any] | None = None) -> Any:
+    """Return a backend: itself, or from its name, with options."""
+    return _resolve("backend", "backends", spec, options)
+
+
+def _resolve(word: str, kind: str, spec: Any, options: dict[str, Any] | None = None) -> Any:
+    if not isinstance(spec, str):
+        if isinstance(spec, type):
+            raise OptionError(f"{spec.__name__} is a class; pass an object: {spec.__name__}().")
+        method = "run" if kind == "passes" else "lower"
+        if not hasattr(spec, "name") or not callable(getattr(spec, method, None)):
+            raise OptionError(f"{spec!r} is not a {word}: it has no name and {method}().")
+        if options:
+            raise OptionError(f"Options {', '.join(options)} belong into the {word} object itself.")
+        return spec
+    name, written = _parse(spec, word)
+    known = classes(kind)
+    if name not in known:
+        raise unknown_name(word, name, known)
+    return make(known[name], {**written, **(options or {})})
+
+
+def make(cls: type, options: dict[str, Any]) -> Any:
+    """Make a pass or backend with options; raise OptionError for one that it does not take."""
+    hints = typing.get_type_hints(cls)
+    known = {field.name: hints.get(field.name) for field in fields(cls)}
+    name = getattr(cls, "name", cls.__name__)
+    for option, value in options.items():
+        if option not in known:
+            raise unknown_name(f"option of '{name}'", option, known)
+        if not _is_of(value, known[option]):
+            raise OptionError(
+                f"Option '{option}' of '{name}' wants {_type_text(known[option])}, not {value!r}."
+            )
+    try:
+        return cls(**options)
+    except TypeError as error:
+        raise OptionError(f"'{name}' cannot be made with {options}: {error}.") from None
+
+
+def _parse(spec: str, word: str) -> tuple[str, dict[str, Any]]:
+    """Read 'name' or 'name(option=literal, …)'."""
+    name, bracket, rest = spec.strip().partition("(")
+    if not bracket:
+        return name, {}
+    try:
+        call = ast.parse(f"_({rest}", mode="eval").body
+        assert isinstance(call, ast.Call) and not call.args
+        return name.strip(), {k.arg or "": ast.literal_eval(k.value) for k in call.keywords}
+    except (SyntaxError, ValueError, AssertionError):
+        raise OptionError(
+            f"Cannot read the {word} '{spec}'. Write name(option=value, …) with plain values."
+        ) from None
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a value fits a field's type, as far as plain types go."""
+    origin = get_origin(hint)
+    if hint is None or hint is Any or (origin is None and not isinstance(hint, type)):
+        return True
+    if origin is None:
+        if hint is float:
+            return isinstance(value, (int, float)) and not isinstance(value, bool)
+        if hint is int:
+            return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, hint) if hint in (bool, str) else True
+    if origin in (typing.Union, types.UnionType):
+        return any(value is None if arg is type(None) else _is_of(value, arg) for arg in get_args(hint))
+    return isinstance(value, origin) if isinstance(origin, type) and origin is tuple else True
+
+
+def _type_text(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")

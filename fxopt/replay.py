@@ -1,0 +1,78 @@
+"""New weights through old passes: the constants of an optimized graph, computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from fxopt.errors import OptionError
+from fxopt.graph_module import GraphModule
+
+
+def replay(graph: GraphModule, state_dict: Mapping[str, torch.Tensor]) -> GraphModule:
+    """Return a copy of an optimized graph with the constants that follow from `state_dict`.
+
+    `state_dict` is that of the model that was captured. Constants that it does not name, and that
+    do not follow from it, stay. Raises OptionError where a weight that is needed is missing, or has
+    another shape or dtype.
+    """
+    info = graph.info
+    given = _given(graph, state_dict)
+    updated = graph.copy()
+    current = updated.constants()
+    made = {recipe.name: recipe for recipe in info.recipes}
+    dirty = set(given)
+    for recipe in info.recipes:
+        if dirty.intersection(recipe.sources):
+            dirty.add(recipe.name)
+    known: dict[str, torch.Tensor] = {**given}
+
+    def value(name: str) -> torch.Tensor:
+        if name not in known:
+            if name not in dirty and name in current:
+                known[name] = current[name].detach()
+            elif name in info.held:
+                known[name] = info.held[name].detach()
+            elif name in made:
+                known[name] = made[name].compute(*map(value, made[name].sources))
+            else:
+                raise OptionError(
+                    f"The state_dict has no '{name}', which the optimized weights were computed "
+                    "from. Pass the whole state_dict() of the original model."
+                )
+        return known[name]
+
+    with torch.no_grad():
+        for recipe in info.recipes:  # in order, so that no recursion is deep
+            if recipe.name in dirty:
+                value(recipe.name)
+        for name in sorted(dirty.intersection(current)):
+            _assign(name, current[name], value(name))
+    updated.info.shares_storage = False
+    updated.recompile()
+    return updated
+
+
+def _given(
+    graph: GraphModule, state_dict: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return the new values of the captured state, by the names that the graph knows."""
+    given = {}
+    for name in sorted(graph.info.state - graph.info.mutated):
+        found = [n for n in graph.info.ties.get(name, (name,)) if n in state_dict]
+        if not found:
+            raise OptionError(
+                f"The state_dict has no '{name}'. Pass the whole state_dict() of the original model."
+            )
+        given[name] = state_dict[found[0]].detach()
+    return given
+
+
+def _assign(name: str, tensor: torch.Tensor, value: torch.Tensor) -> None:
+    if tensor.shape != value.shape or tensor.dtype != value.dtype:
+        raise OptionError(
+            f"'{name}' is {tensor.dtype} {tuple(tensor.shape)}, the new one is {value.dtype} "
+            f"{tuple(value.shape)}. The state_dict must be of the same architecture and dtype."
+        )
+    tensor.data = value.detach().clone()
