@@ -94,7 +94,7 @@ def _read(node: fx.Node, read: Callable[[fx.Node], Affine | None]) -> Affine | N
     return affine if affine is not None and same_metadata(node, affine.input) else None
 
 
-# -- layers ---------------------------------------------------------------------------------------
+# -- layers --------------------------------------------------------------------------------------
 
 _CONVOLUTIONS = {
     aten.conv1d.default: 1,
@@ -157,7 +157,7 @@ def _producer(node: fx.Node) -> _Layer | None:
     return _layer(node)
 
 
-# -- new weights ----------------------------------------------------------------------------------
+# -- new weights ---------------------------------------------------------------------------------
 
 
 def _blocks(layer: _Layer, weight: torch.Tensor) -> torch.Tensor:
@@ -175,7 +175,7 @@ def _from_blocks(layer: _Layer, blocks: torch.Tensor, like: torch.Tensor) -> tor
 
 
 def _per_channel(affine: Affine, compute: Coefficients, index: torch.Tensor) -> Coefficients:
-    """Return the computation of one coefficient per channel, on the device of its first argument."""
+    """Return the computation of one coefficient per channel, on its first argument's device."""
 
     def pick(like: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
         return wide(compute(*values)).expand(affine.shape).flatten()[index].to(like.device)
@@ -186,7 +186,7 @@ def _per_channel(affine: Affine, compute: Coefficients, index: torch.Tensor) -> 
 def _new_layer(
     rewriter: Rewriter, layer: _Layer, affine: Affine, index: torch.Tensor, *, behind: bool
 ) -> fx.Node:
-    """Insert the layer's call with weights that took in the affine call behind or in front of it."""
+    """Insert the layer's call with weights that took in the affine call beside it."""
     old, weight, bias = layer.node, layer.weight, layer.bias
     place: dict[str, Any] = {"before": old, "origin": (old, affine.node)}
     shape = (layer.groups, -1, 1, 1) if behind else (layer.groups, 1, -1, 1)
@@ -254,7 +254,7 @@ def _name(layer: _Layer, leaf: str) -> str:
     return path + dot + re.sub(r"_folded(_\d+)?$", "", leaf) + "_folded"
 
 
-# -- where the channels are -----------------------------------------------------------------------
+# -- where the channels are ----------------------------------------------------------------------
 
 
 class _Factor(NamedTuple):
@@ -418,7 +418,7 @@ def _readers(node: fx.Node) -> Iterator[fx.Node]:
         yield user
 
 
-# -- backwards ------------------------------------------------------------------------------------
+# -- backwards -----------------------------------------------------------------------------------
 
 
 def _into_producer(rewriter: Rewriter, affine: Affine) -> str | None:
@@ -486,7 +486,7 @@ def _coefficient_of_channel(
     return index
 
 
-# -- forwards -------------------------------------------------------------------------------------
+# -- forwards ------------------------------------------------------------------------------------
 
 
 def _into_consumers(rewriter: Rewriter, affine: Affine) -> str | None:
@@ -518,7 +518,7 @@ def _into_consumers(rewriter: Rewriter, affine: Affine) -> str | None:
 
 
 def _ends(affine: Affine) -> Iterator[tuple[fx.Node, fx.Node, _Layout | None]]:
-    """Yield (reader, what it reads, layout of that) for each reader behind calls that pass it on."""
+    """Yield (reader, what it reads, layout of that), past calls that pass the elements on."""
     start: _Layout | None = _layout_of(shape_of(affine.node), affine.shape)
     pending = [(affine.node, start)]
     for count, (node, layout) in enumerate(pending):

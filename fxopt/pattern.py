@@ -526,7 +526,7 @@ def _spell(pattern: CallPattern, node: fx.Node) -> Call | None:
     """Return the pattern's call in canonical spelling, with the rank of the node it meets."""
     if not isinstance(pattern.target, OpOverload):
         return Call(pattern.target, pattern.args, pattern.kwargs)
-    first = next((a for a in fx.node._flat(node.args) if isinstance(a, fx.Node)), None)
+    first = next((a for a in _flat(node.args, None) if isinstance(a, fx.Node)), None)
     places = {id(a): n for a, n in zip(pattern.args, node.args, strict=False)}
 
     def described(argument: Any) -> Any:

@@ -7,24 +7,31 @@
 
 A rule's parameters are the pattern's symbols: a `Value` for a tensor, the plain number or list for
 anything else. Torch functions, methods and operators on a `Value` build new nodes. A rule that
-returns a string held back, and the string says why. `apply_rules` runs a set of rules to a
-fixpoint: rules are indexed by their root's operator and a worklist holds what may have changed, so
-a graph costs about one visit per node plus one per rewrite.
+returns a string held back, and the string says why; one that returns None does not apply here, and
+there is nothing to say about it. Whatever a rule returns, it is held back where shape or dtype would
+change, and where a copy would go that keeps an output apart from memory that somebody writes to.
+
+`apply_rules` runs a set of rules to a fixpoint: rules are indexed by their root's operator and a
+worklist holds what may have changed, so a graph costs about one visit per node plus one per rewrite.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+import operator
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx
+from torch._ops import OpOverload
 
 from fxopt.contract import PassResult, RuleCount
-from fxopt.effects import effect
+from fxopt.effects import effect, training_flag
+from fxopt.errors import FxoptError, OptionError
 from fxopt.graph_module import GraphModule
 from fxopt.pattern import (
     Attempt,
@@ -35,8 +42,13 @@ from fxopt.pattern import (
     match,
     record,
     root_targets,
+    symbols_of,
 )
 from fxopt.rewrite import Rewriter
+from fxopt.shapes import is_tensor, same_metadata
+from fxopt.text import type_text
+
+aten = torch.ops.aten
 
 
 class Value(Traced):
@@ -70,10 +82,19 @@ class Value(Traced):
         return int(self.fake.dim())
 
     @property
+    def is_floating(self) -> bool:
+        """Whether this is a tensor of real floating-point numbers."""
+        return is_tensor(self.node) and self.dtype.is_floating_point
+
+    @property
+    def graph(self) -> GraphModule:
+        """The graph that holds it."""
+        return self._rewriter.graph
+
+    @property
     def is_constant(self) -> bool:
         """Whether this is a constant of the graph that nothing writes to."""
-        graph = self._rewriter.graph
-        return self.node.op == "get_attr" and self.node.target not in graph.info.mutated
+        return self.node.op == "get_attr" and self.node.target not in self.graph.info.mutated
 
     @property
     def users(self) -> int:
@@ -117,35 +138,62 @@ class Rule:
                 return found
         return None
 
-    def __call__(self, found: Match, rewriter: Rewriter) -> Any:
-        """Return the replacement's Value (or node), or the reason for not rewriting, in words."""
+    def __call__(self, found: Match, rewriter: Rewriter) -> fx.Node | str | None:
+        """Build and return what replaces the match's root.
+
+        Returns the reason, in words, where the rule held back, and None where it does not apply.
+        """
         for node in found.nodes:
             reason = effect(node)
             if reason is not None:
                 return f"{node.name} must stay: {reason}"
-        values = {
-            name: Value(value, rewriter, found) if isinstance(value, fx.Node) else value
-            for name, value in found.values.items()
-        }
+
+        def value_of(value: Any) -> Any:
+            return Value(value, rewriter, found) if isinstance(value, fx.Node) else value
+
+        values = {k: fx.node.map_aggregate(v, value_of) for k, v in found.values.items()}
         arguments = {name: values.get(name) for name in self.parameters}
         if self.wants_match:
             arguments["match"] = found
-        return self.build(**arguments)
+        new = _node_of(self.build(**arguments))
+        if new is None or isinstance(new, str):
+            return new
+        if not isinstance(new, fx.Node):
+            raise OptionError(
+                f"The rule {self.name} ({self.source}) returned {new!r}. It must return a value of "
+                "the graph, or a reason in words, or None."
+            )
+        root = found.root
+        if new is root or (new.target, new.args, new.kwargs) == (root.target, root.args, root.kwargs):
+            return None
+        built = set(rewriter._uncommitted)
+        return _type_obstacle(root, new) or _memory_obstacle(root, new, built) or new
 
 
 def rule(*patterns: Callable[..., Any]) -> Callable[[Callable[..., Any]], Rule]:
     """Make a rule of a function; its pattern is one of `patterns`, each a Python function.
 
-    A parameter called `match` receives the `Match` itself. Raises OptionError for a pattern that
-    is not made of operators.
+    A parameter called `match` receives the `Match` itself; one that is not a symbol of the pattern
+    which matched is None. Raises OptionError for a pattern that is not made of operators, and for a
+    parameter that no pattern has.
     """
+    if not patterns:
+        raise OptionError("A rule needs a pattern: @rule(lambda x: F.relu(F.relu(x))).")
+    recorded = tuple(map(record, patterns))
+    symbols = set().union(*map(symbols_of, recorded))
 
     def decorate(build: Callable[..., Any]) -> Rule:
         names = tuple(inspect.signature(build).parameters)
         code = build.__code__
+        unknown = [name for name in names if name not in symbols and name != "match"]
+        if unknown:
+            raise OptionError(
+                f"The rule {build.__name__} asks for '{unknown[0]}', and no pattern of it has that "
+                f"symbol: {', '.join(sorted(symbols)) or 'none'}."
+            )
         return Rule(
             name=build.__name__,
-            patterns=tuple(map(record, patterns)),
+            patterns=recorded,
             build=build,
             doc=inspect.getdoc(build) or "",
             source=f"{code.co_filename}:{code.co_firstlineno}",
@@ -154,6 +202,105 @@ def rule(*patterns: Callable[..., Any]) -> Callable[[Callable[..., Any]], Rule]:
         )
 
     return decorate
+
+
+# -- what no rule may change ------------------------------------------------------------------------
+
+
+def _type_obstacle(root: fx.Node, new: fx.Node) -> str | None:
+    """Why `new` is not the same kind of value as `root`, in words."""
+    if not is_tensor(root) or same_metadata(root, new):
+        return None
+    old_type, new_type = (type_text(node.meta.get("val")) for node in (root, new))
+    if old_type == new_type:
+        return f"the result would be on another device than {root.name}"
+    return f"the result would be {new_type}, and {root.name} is {old_type}"
+
+
+_LAYOUT_READERS = (aten.as_strided.default, aten.view.dtype, aten.view_as_complex.default)
+_LAYOUT_MAKERS = (aten.contiguous.default, aten.clone.default)
+
+
+def _memory_obstacle(root: fx.Node, new: fx.Node, built: Collection[fx.Node]) -> str | None:
+    """Why readers of `root` must not be given the memory behind `new`, in words.
+
+    A caller may write to an output, and the graph writes its state back at its end. So an output
+    that was a copy must not become an input, a constant, or a part of another output; and what
+    state is written back must not be read from state that is overwritten before.
+    """
+    owner = _owner(new)
+    if owner in built or owner is _owner(root, certainly=True):
+        return None  # memory as new as before, or the same as before
+    outside = owner.op in ("placeholder", "get_attr")
+    moved = not _same_layout(root, new)
+    for user in _readers(root):
+        if user.op == "output":
+            if outside:
+                return f"the output would be {owner.name} itself, which a caller may write to"
+            if any(reader.op == "output" for reader in _readers(owner, beside=root)):
+                return "two outputs would share their memory"
+            if moved and root.target in _LAYOUT_MAKERS:
+                return "a caller may count on the memory layout of the output"
+        elif user.target is aten.copy_.default:
+            if any(reader.target is aten.copy_.default and reader.args[0] is owner for reader in owner.users):
+                return f"{owner.name} is overwritten at the end of the graph"
+        elif moved and _reads_layout(user):
+            return f"{user.name} depends on the memory layout"
+    return None
+
+
+def _shares(node: fx.Node) -> fx.Node | None:
+    """Return the argument whose memory a call's result shares, or may share; None without one."""
+    if node.op != "call_function" or not node.args or not isinstance(node.args[0], fx.Node):
+        return None
+    dropout = training_flag(node.target) == 2 and node.args[2] is not True
+    shares = node.target is operator.getitem or dropout or _is_view(node.target)
+    return node.args[0] if shares else None
+
+
+@functools.lru_cache(maxsize=None)
+def _is_view(target: Any) -> bool:
+    if not isinstance(target, OpOverload) or target._schema.is_mutable:
+        return False
+    return any(returned.alias_info is not None for returned in target._schema.returns)
+
+
+def _owner(node: fx.Node, certainly: bool = False) -> fx.Node:
+    """Return the node whose memory `node` may share; only through sure views where `certainly`."""
+    while (source := _shares(node)) is not None:
+        if certainly and node.target is aten.contiguous.default:
+            break
+        node = source
+    return node
+
+
+def _readers(node: fx.Node, beside: fx.Node | None = None) -> Iterator[fx.Node]:
+    """Yield the users of `node`'s memory, except those through `beside`."""
+    pending = [node]
+    for value in pending:
+        for user in value.users:
+            if user is not beside:
+                yield user
+                if _shares(user) is value:
+                    pending.append(user)
+
+
+def _same_layout(a: fx.Node, b: fx.Node) -> bool:
+    if not (is_tensor(a) and is_tensor(b)):
+        return True
+    strides = (*a.meta["val"].stride(), *b.meta["val"].stride())
+    return all(isinstance(s, int) for s in strides) and a.meta["val"].stride() == b.meta["val"].stride()
+
+
+def _reads_layout(node: fx.Node) -> bool:
+    """Whether a call's result, or whether it runs at all, depends on strides."""
+    if not isinstance(node.target, OpOverload):
+        return node.target is not operator.getitem
+    custom = node.target.namespace not in ("aten", "prims", "torchvision")
+    return custom or node.target in _LAYOUT_READERS
+
+
+# -- the driver -------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -170,6 +317,8 @@ class _Driver:
     rewriter: Rewriter
     rules: Sequence[Rule]
     tallies: dict[str, _Tally] = field(default_factory=lambda: defaultdict(_Tally))
+    misses: dict[tuple[fx.Node, str], str] = field(default_factory=dict)
+    changed: dict[fx.Node, None] = field(default_factory=dict)  # where to look again
 
     def run(self) -> None:
         index: dict[Any, list[Rule]] = defaultdict(list)
@@ -177,57 +326,64 @@ class _Driver:
             for target in dict.fromkeys(t for p in one.patterns for t in root_targets(p)):
                 index[target].append(one)
         depth = max((one.depth for one in self.rules), default=1)
-        pending = deque(n for n in self.rewriter.graph.graph.nodes if n.target in index)
-        queued = set(pending)
-        while pending and not self.rewriter.out_of_fuel:
-            node = pending.popleft()
-            queued.discard(node)
-            if node._erased:
-                continue
-            for one in index[node.target]:
-                changed = self._try(one, node)
-                if changed is None:
-                    continue
-                for again in _downstream(changed, depth):
-                    if again.target in index and again not in queued:
-                        queued.add(again)
-                        pending.append(again)
-                break
+        pending = [n for n in self.rewriter.graph.graph.nodes if n.target in index]
+        limit = 1000 + 100 * len(pending)
+        while pending:
+            for node in pending:
+                if not node._erased and not self.rewriter.out_of_fuel:
+                    any(self._try(one, node) for one in index[node.target])
+            if self.rewriter.rewrites > limit:
+                raise FxoptError(self._endless())
+            pending = sorted(n for n in _downstream(self.changed, depth) if n.target in index)
+            self.changed.clear()
+        for (node, name), reason in self.misses.items():
+            if not node._erased:
+                self.rewriter.miss(node, f"{name}: {reason}")
 
-    def _try(self, one: Rule, node: fx.Node) -> list[fx.Node] | None:
-        """Try a rule at a node; return the nodes around the change, or None without one."""
+    def _try(self, one: Rule, node: fx.Node) -> bool:
+        """Try a rule at a node; return whether it replaced it."""
         tally = self.tallies[one.name]
         tally.tried += 1
+        self.misses.pop((node, one.name), None)
         found = one.match(node)
         if found is None:
-            return None
+            return False
         tally.matched += 1
         rewriter = self.rewriter
         rewriter.rule = one.name
         try:
             result = one(found, rewriter)
-            if isinstance(result, str):
-                rewriter.discard()
-                rewriter.miss(node, f"{one.name}: {result}")
-                return None
-            new = _node_of(result)
-            inputs = [i for covered in found.nodes for i in covered.all_input_nodes]
-            if not rewriter.replace(node, new):
-                return None
         finally:
             rewriter.rule = None
+        if result is None or isinstance(result, str):
+            rewriter.discard()
+            if result is not None:
+                self.misses[node, one.name] = result
+            return False
+        built, moved = tuple(rewriter._uncommitted), tuple(node.users)
+        around = dict.fromkeys((*found.nodes, *(i for n in found.nodes for i in n.all_input_nodes)))
+        if not rewriter.replace(node, result):
+            return False
         tally.rewritten += 1
-        around = [new, *new.all_input_nodes]
-        around += [u for i in inputs if not i._erased and len(i.users) == 1 for u in i.users]
-        return [n for n in around if not n._erased]
+        alone = (u for n in around if not n._erased and len(n.users) == 1 for u in n.users)
+        self.changed.update(dict.fromkeys((*built, *moved, *alone)))
+        return True
+
+    def _endless(self) -> str:
+        counts = sorted(((t.rewritten, name) for name, t in self.tallies.items()), reverse=True)
+        names = ", ".join(f"{name} ({count} times)" for count, name in counts[:3] if count)
+        return (
+            f"The rules come to no end: {names}. One undoes what another does; let one of them "
+            "return None where the other applies."
+        )
 
 
 def _downstream(nodes: Iterable[fx.Node], depth: int) -> list[fx.Node]:
-    """Return the nodes, and those that use them within `depth` steps."""
-    found = dict.fromkeys(nodes)
+    """Return those of the nodes that are left, and what uses them within `depth` steps."""
+    found = dict.fromkeys(n for n in nodes if not n._erased)
     level = list(found)
     for _ in range(depth):
-        level = [u for n in level if len(n.users) <= 16 for u in n.users if u not in found]
+        level = list(dict.fromkeys(u for n in level for u in n.users if u not in found))
         found.update(dict.fromkeys(level))
     return list(found)
 
@@ -273,6 +429,8 @@ def explain(one: Rule, graph: GraphModule) -> Explanation:
         rewriter.discard()
         if isinstance(reason, str):
             best = Attempt(10**6, f"At {node.name} it held back: {reason}.")
-        else:
+        elif reason is None and best.covered < 10**6:
+            best = Attempt(10**5, f"At {node.name} the pattern matches, and the rule does not apply.")
+        elif reason is not None:
             matched.append(node.name)
     return Explanation(one.name, tuple(matched), best.failure)

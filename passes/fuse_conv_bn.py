@@ -81,10 +81,11 @@ def _arguments(norm: fx.Node) -> Any:
 
 def _obstacle(graph: GraphModule, norm: fx.Node) -> str | None:
     """Why this norm is not a constant scale and shift per channel, or None."""
-    _, *weights, batch_statistics, _, _, _ = _arguments(norm)
-    if batch_statistics is not False or weights[2] is None or weights[3] is None:
+    _, gamma, beta, mean, variance, batch_statistics, *_ = _arguments(norm)
+    if batch_statistics is not False or mean is None or variance is None:
         return "it uses batch statistics"
-    for node in weights:
+    named = {"weight": gamma, "bias": beta, "running mean": mean, "running variance": variance}
+    for name, node in named.items():
         if node is not None and not is_constant(graph, node):
-            return f"its {node.name} is not a constant"
+            return f"its {name} is not a constant"
     return None

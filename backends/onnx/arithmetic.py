@@ -142,6 +142,14 @@ def _atan2(e: Emitter, y: Any, x: Any) -> Value:
     return e.op("Where", both, zero, angle)
 
 
+@emits("copysign.Tensor", "copysign.Scalar")
+def _copysign(e: Emitter, a: Any, b: Any) -> Value:
+    x, y = _pair(e, a, b, e.out_dtype)
+    negative = e.op("Less", y, e.number(0.0, e.out_dtype))
+    size = e.op("Abs", x)
+    return e.op("Where", negative, e.op("Neg", size), size)
+
+
 @emits("hypot")
 def _hypot(e: Emitter, a: Any, b: Any) -> Value:
     x, y = _pair(e, a, b, e.out_dtype)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fxopt.backends.onnx.executable import (
-    EMBEDDED,
     STATE_KEY,
     OnnxExecutable,
     RuntimeOptions,
@@ -73,38 +72,26 @@ def _embed(proto: onnx.ModelProto, weights: Any) -> None:
 
 
 def _save_data(proto: onnx.ModelProto, weights: Any, path: Path) -> None:
+    """Write the constants to a file named after their content, and say in the model where."""
+    contents = [(m, weights[m.name]) for m in proto.graph.initializer if m.name in weights]
     digest = hashlib.sha256()
-    with atomic_path(path.with_name(f"{path.name}.data")) as temporary:
-        with open(temporary, "wb") as file:
-            for message in proto.graph.initializer:
-                tensor = weights.get(message.name)
-                if tensor is None:
-                    continue
-                padding = b"\0" * (-file.tell() % ALIGNMENT)
-                file.write(padding)
-                content = tensor.tobytes()
-                place = {"offset": file.tell(), "length": len(content)}
-                file.write(content)
-                digest.update(padding)
-                digest.update(content)
-                del message.external_data[1:]
-                for key, value in place.items():
-                    entry = message.external_data.add()
-                    entry.key, entry.value = key, str(value)
-        name = _data_name(path, digest.hexdigest())
-        data = path.with_name(name)
-        # the block ends with a rename to `….data`, so the content is given its own name first
-        data.unlink(missing_ok=True)
-        temporary_name = temporary
-        data.hardlink_to(temporary_name)
-    path.with_name(f"{path.name}.data").unlink(missing_ok=True)
-    for message in proto.graph.initializer:
-        if message.name in weights:
-            message.external_data[0].value = name
-
-
-def _data_name(path: Path, digest: str) -> str:
-    return f"{path.name}.{digest[:16]}.data"
+    place = 0
+    for message, tensor in contents:
+        content = tensor.tobytes()
+        digest.update(content)
+        start = place + -place % ALIGNMENT
+        del message.external_data[:]
+        for key, value in (("offset", start), ("length", len(content))):
+            entry = message.external_data.add()
+            entry.key, entry.value = key, str(value)
+        place = start + len(content)
+    name = f"{path.stem}.{digest.hexdigest()[:16]}.data"
+    with atomic_path(path.with_name(name)) as temporary, open(temporary, "wb") as file:
+        for message, tensor in contents:
+            file.write(b"\0" * (-file.tell() % ALIGNMENT))
+            file.write(tensor.tobytes())
+            entry = message.external_data.add()
+            entry.key, entry.value = "location", name
 
 
 def load(path: Path, options: Onnx) -> tuple[OnnxExecutable, str]:
@@ -184,14 +171,17 @@ def _read_data(proto: onnx.ModelProto, path: Path) -> None:
             f"'{path}' keeps its constants in '{data}', which cannot be read: "
             f"{error.strerror or error}. Keep both files together."
         ) from error
-    if hashlib.sha256(content).hexdigest()[:16] not in name.split("."):
-        raise ArtefactError(f"'{data}' is damaged: its content is not what '{path}' was saved with.")
+    digest = hashlib.sha256()
     for tensor in external:
         field = fields[tensor.name]
-        start, length = int(field["offset"]), int(field["length"])
+        start = int(field["offset"])
+        part = content[start : start + int(field["length"])]
+        digest.update(part)
         del tensor.external_data[:]
         tensor.data_location = onnx.TensorProto.DEFAULT
-        tensor.raw_data = content[start : start + length]
-
-
-__all__ = ["EMBEDDED", "load", "save"]
+        tensor.raw_data = part
+    if digest.hexdigest()[:16] not in name.split("."):
+        raise ArtefactError(
+            f"'{data}' is damaged: its content is not what '{path}' was saved with. Save the "
+            "model again, or copy both files again."
+        )

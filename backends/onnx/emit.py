@@ -95,6 +95,10 @@ class Emitter:
             return value if isinstance(value, torch.Tensor) else None
         return None
 
+    def used(self, index: int) -> bool:
+        """Whether anything uses result number `index` of the node being emitted."""
+        return any(user.args[1] == index and user.users for user in self.node.users)
+
     def readers(self, tensor: torch.Tensor) -> list[fx.Node]:
         """Return the nodes that stand for a constant: more than one where it is tied."""
         if self._readers is None:
@@ -156,7 +160,7 @@ class Emitter:
         value = self.raw(x)
         return self._shadow(value, fake.dtype) if isinstance(fake, torch.Tensor) else value
 
-    def values(self, x: Any) -> list[Value]:
+    def values(self, x: Any) -> list[Any]:
         """Return the ONNX values of a node whose result is a list."""
         found = self._values[x]
         assert isinstance(found, list)
@@ -311,7 +315,10 @@ class Emitter:
         value = node.meta["val"]
         if isinstance(result, Value):
             return self._back(result, value)
-        return [self._back(one, fake) for one, fake in zip(result, value, strict=True)]
+        return [
+            None if one is None else self._back(one, fake)
+            for one, fake in zip(result, value, strict=True)
+        ]
 
     def _shadow(self, value: Value, dtype: torch.dtype) -> Value:
         shadow = SHADOWS_ON_CPU.get(dtype) if self._shadowing else None

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from fxopt.backends.onnx.dtypes import ONNX_DTYPES
 from fxopt.backends.onnx.emit import Emitter, Value, describe, refusal
 from fxopt.backends.onnx.registry import rules
+from fxopt.errors import LoweringError
 from fxopt.graph_module import GraphModule
 from fxopt.normalize import canonical
 from fxopt.shapes import describe as fake_of
@@ -158,17 +159,19 @@ def _by_parts(e: Emitter, node: fx.Node, target: OpOverload) -> Any:
     if traced is None:
         return None
     graph = _canonical(traced)
-    known = rules()
-    calls = list(graph.graph.find_nodes(op="call_function", target=target))
-    if calls or any(n.op == "call_function" and n.target not in known for n in graph.graph.nodes):
-        return None
     inner = Emitter(graph, e.opset, on_cpu=e.on_cpu, parent=e, scope=f"{e.scope}{node.name}.")
     for placeholder, argument in zip(graph.placeholders, given, strict=True):
         inner.bind(placeholder, e.raw(argument))
-    for one in graph.graph.nodes:
-        if one.op == "call_function":
+    try:
+        for one in graph.graph.find_nodes(op="call_function"):
             one.meta.update({k: node.meta[k] for k in ("path", "source") if k in node.meta})
+            schema = getattr(one.target, "_schema", None)
+            if one.target is target or (schema is not None and schema.is_mutable):
+                return None
             inner.emit(one)
+    except LoweringError as error:
+        log.debug("a part of %s cannot be emitted: %s", target, error)
+        return None
     results = graph.output_node.args[0]
     e.adopt(inner.nodes)
     if isinstance(results, (list, tuple)):
@@ -197,17 +200,18 @@ def _trace(node: fx.Node, target: OpOverload, given: list[fx.Node]) -> fx.GraphM
         args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), at.__getitem__)
         return target(*args, **kwargs)
 
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        fakes = [mode.from_tensor(_plain(one.meta["val"])) for one in given]
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fakes = [_like(one.meta["val"]) for one in given]
         try:
-            return make_fx(call, decomposition_table=table)(*fakes)
+            functional = torch.func.functionalize(call, remove="mutations")
+            return make_fx(functional, decomposition_table=table)(*fakes)
         except Exception as error:  # noqa: BLE001 - a decomposition raises whatever it meets
             log.debug("decomposing %s failed: %s", target, error)
             return None
 
 
-def _plain(fake: torch.Tensor) -> torch.Tensor:
-    return torch.empty(fake.shape, dtype=fake.dtype, device="meta").to("cpu")
+def _like(fake: torch.Tensor) -> torch.Tensor:
+    return torch.empty(fake.shape, dtype=fake.dtype, device=fake.device)
 
 
 def _canonical(traced: fx.GraphModule) -> GraphModule:

@@ -197,10 +197,27 @@ def _trace(e: Emitter, x: Any) -> Value:
 @emits("diag_embed")
 def _diag_embed(e: Emitter, x: Any, offset: int = 0, a: int = -2, b: int = -1) -> Value:
     rank, shape = len(shape_of(x)) + 1, e.out_shape
-    if offset or {a % rank, b % rank} != {rank - 2, rank - 1} or not isinstance(shape[-1], int):
-        e.fail("diag_embed other than onto the main diagonal of the last two dimensions")
-    eye = e.constant(torch.eye(shape[-1], dtype=e.out_dtype))
-    return e.op("Mul", e.op("Unsqueeze", x, [-1]), eye)
+    a, b = a % rank, b % rank
+    rows = shape[a]
+    if not isinstance(rows, int):
+        e.fail("diag_embed of a symbolic size")
+    eye = e.constant(torch.eye(rows, dtype=e.out_dtype))
+    value: Any = x
+    if offset:  # rows that hold nothing
+        widths = [0] * (rank - 2) + [max(-offset, 0)] + [0] * (rank - 2) + [max(offset, 0)]
+        value = e.op("Pad", value, widths)
+    spread = e.op("Mul", e.op("Unsqueeze", value, [-1]), eye)
+    if offset:  # columns move by the offset, away from what is empty
+        spread = _shifted(e, spread, offset, rows, rank)
+    rest = iter(range(rank - 2))
+    perm = [rank - 2 if d == a else rank - 1 if d == b else next(rest) for d in range(rank)]
+    return spread if perm == list(range(rank)) else e.op("Transpose", spread, perm=perm)
+
+
+def _shifted(e: Emitter, value: Value, offset: int, size: int, rank: int) -> Value:
+    cut = -offset % size
+    left, right = e.ops("Split", value, [cut, size - cut], outputs=2, axis=rank - 1)
+    return e.op("Concat", right, left, axis=rank - 1)
 
 
 @emits("unfold", moves=True)

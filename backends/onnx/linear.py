@@ -158,3 +158,8 @@ def _cross(e: Emitter, a: Any, b: Any, dim: Any = -1) -> Value:
 
     left = e.op("Mul", turned(a, ahead), turned(b, behind))
     return e.op("Sub", left, e.op("Mul", turned(a, behind), turned(b, ahead)))
+
+
+@emits("det", "linalg_det")
+def _det(e: Emitter, x: Any) -> Value:
+    return e.op("Det", x)

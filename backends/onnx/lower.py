@@ -142,7 +142,8 @@ def _model(
         for value in made.outputs:
             if value.name is None:
                 value.name = emitter.reserve(made.name)
-    initializers = [*emitter.initializers.values(), *emitter.state.values()]
+    made_by_use = [value for value in emitter.initializers.values() if value.uses()]
+    initializers = [*made_by_use, *emitter.state.values()]
     opsets = {"": opset}
     for domain in sorted({made.domain for made in emitter.nodes if made.domain}):
         opsets[domain] = 1

@@ -184,7 +184,7 @@ def _adaptive_avg_pool(e: Emitter, x: Any, output_size: list[Any]) -> Value:
 
 @emits("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")
 def _adaptive_max_pool(e: Emitter, x: Any, output_size: list[Any]) -> list[Value | None]:
-    if any(user.args[1] == 1 for user in e.node.users):
+    if e.used(1):
         e.fail("the indices of an adaptive maximum pool")
     return [_adaptive(e, x, output_size, "Max"), None]
 

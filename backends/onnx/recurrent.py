@@ -129,3 +129,43 @@ def _joined(e: Emitter, y: Value, weight: Any, directions: int) -> Value:
         return e.op("Squeeze", y, [1])
     turned = e.op("Transpose", y, perm=[0, 2, 1, 3])
     return e.op("Reshape", turned, [0, 0, directions * shape_of(weight)[1]])
+
+
+# -- single cells -----------------------------------------------------------------------------------
+
+
+def _gate_sums(e: Emitter, x: Any, weight: Any, bias: Any, parts: int) -> Sequence[Value]:
+    total = e.op("Gemm", x, weight, bias, transB=1)
+    return e.ops("Split", total, outputs=parts, axis=1, num_outputs=parts)
+
+
+@emits("lstm_cell")
+def _lstm_cell(
+    e: Emitter, x: Any, state: list[Any], w_ih: Any, w_hh: Any, b_ih: Any = None, b_hh: Any = None
+) -> list[Value]:
+    ours = _gate_sums(e, x, w_ih, b_ih, 4)
+    theirs = _gate_sums(e, state[0], w_hh, b_hh, 4)
+    i, f, g, o = (e.op("Add", a, b) for a, b in zip(ours, theirs, strict=True))
+    kept = e.op("Mul", e.op("Sigmoid", f), state[1])
+    cell = e.op("Add", kept, e.op("Mul", e.op("Sigmoid", i), e.op("Tanh", g)))
+    return [e.op("Mul", e.op("Sigmoid", o), e.op("Tanh", cell)), cell]
+
+
+@emits("gru_cell")
+def _gru_cell(
+    e: Emitter, x: Any, state: Any, w_ih: Any, w_hh: Any, b_ih: Any = None, b_hh: Any = None
+) -> Value:
+    ours = _gate_sums(e, x, w_ih, b_ih, 3)
+    theirs = _gate_sums(e, state, w_hh, b_hh, 3)
+    reset, update = (e.op("Sigmoid", e.op("Add", ours[k], theirs[k])) for k in (0, 1))
+    new = e.op("Tanh", e.op("Add", ours[2], e.op("Mul", reset, theirs[2])))
+    return e.op("Add", new, e.op("Mul", update, e.op("Sub", state, new)))
+
+
+@emits("rnn_tanh_cell", "rnn_relu_cell")
+def _rnn_cell(
+    e: Emitter, x: Any, state: Any, w_ih: Any, w_hh: Any, b_ih: Any = None, b_hh: Any = None
+) -> Value:
+    ours = e.op("Gemm", x, w_ih, b_ih, transB=1)
+    total = e.op("Add", ours, e.op("Gemm", state, w_hh, b_hh, transB=1))
+    return e.op("Relu" if "relu" in str(e.node.target) else "Tanh", total)

@@ -70,11 +70,10 @@ def _aminmax(e: Emitter, x: Any, *, dim: int | None = None, keepdim: bool = Fals
 
 
 @emits("max.dim", "min.dim")
-def _extreme_dim(e: Emitter, x: Any, dim: int, keep: bool = False) -> list[Value]:
+def _extreme_dim(e: Emitter, x: Any, dim: int, keep: bool = False) -> list[Value | None]:
     kind = "Max" if "aten.max" in str(e.node.target) else "Min"
     best = _extremes(e, f"Reduce{kind}", x, axes_of(x, dim), keep)
-    used = any(user.args[1] == 1 for user in e.node.users)
-    return [best, _arg(e, f"Arg{kind}", x, dim, keep) if used else best]
+    return [best, _arg(e, f"Arg{kind}", x, dim, keep) if e.used(1) else None]
 
 
 @emits("argmax", "argmin")
@@ -221,7 +220,7 @@ def _cumprod(e: Emitter, x: Any, dim: int, *, dtype: Any = None) -> Value:
 
 @emits("cummax", "cummin")
 def _cummax(e: Emitter, x: Any, dim: int) -> list[Value | None]:
-    if any(user.args[1] == 1 for user in e.node.users):
+    if e.used(1):
         e.fail("the indices of a cumulative extreme")
     kind = "Max" if "cummax" in str(e.node.target) else "Min"
     return [_scan(e, e.value(x), x, dim, kind), None]

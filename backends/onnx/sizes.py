@@ -158,5 +158,5 @@ def _ite(e: Emitter, condition: Any, a: Any, b: Any) -> Value:
 
 
 @emits(operator.getitem, moves=True)
-def _getitem(e: Emitter, x: Any, index: Any) -> Value:
-    return e.values(x)[index]
+def _getitem(e: Emitter, x: Any, index: Any) -> Any:
+    return e.values(x)[index]  # None where nobody uses it

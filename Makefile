@@ -1,0 +1,58 @@
+# Needs python3 (3.11 or newer, with its venv module) and nothing else. Each target does its own
+# set-up, in .venv; what is done already is not done again.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+SPEC := pyproject.toml constraints.txt
+
+# Two test processes with one thread each: more threads than cores make everything slower.
+WORKERS ?= 2
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+
+.PHONY: help demo test check format clean
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1|\2/' | column -t -s '|' 2>/dev/null \
+	  || grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST)
+
+demo: $(VENV)/vision ## Compile torchvision's ResNet-18 to ONNX, run it, and print what each pass did
+	$(BIN)/fxopt compile torchvision.models:resnet18 --backend onnx -o resnet18.onnx --benchmark
+
+test: $(VENV)/dev ## Run the whole test suite (TESTS=path for a part of it)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
+
+check: $(VENV)/dev ## Run the linter and the type checker
+	$(BIN)/ruff check .
+	$(BIN)/python -m mypy
+
+format: $(VENV)/dev ## Sort imports and apply the linter's safe fixes
+	$(BIN)/ruff check --fix .
+
+clean: ## Remove the virtual environment, caches and build products
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# -- set-up ------------------------------------------------------------------------------------------
+
+# torch goes first and pinned: whatever depends on torch would otherwise bring the newest.
+$(VENV)/torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "fxopt needs Python 3.11 or newer; set PYTHON=, for instance make test PYTHON=python3.12"; exit 1; }
+	@test -x $(BIN)/python -a -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) \
+	  || { rm -rf $(VENV); echo "python3 has no venv module; on Debian: apt-get install python3-venv"; exit 1; }
+	@echo "installing torch into $(VENV)"
+	@$(PIP) torch
+	@touch $@
+
+$(VENV)/vision: $(VENV)/torch $(SPEC)
+	@echo "installing fxopt with torchvision"
+	@$(PIP) --editable '.[vision]'
+	@touch $@
+
+$(VENV)/dev: $(VENV)/torch $(SPEC)
+	@echo "installing fxopt with what tests and checks need"
+	@$(PIP) --editable '.[dev]'
+	@touch $@
