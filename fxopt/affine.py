@@ -7,14 +7,16 @@ convolution or a linear layer) and along nothing else, is part of that layer's w
     in front of the layer   w ∗ (x · s + t) + b  =  (w · s_in) ∗ x + (b + Σ w · t)
 
 The shift in front needs every output to see the whole kernel: no zero padding, no transposed
-convolution. Both hold through calls that only move elements, or average over what is no channel
-(reshape, permute, dropout in evaluation, mean); where the channels went is computed from shapes.
+convolution. Both hold through calls that only move elements, take some of them, or average over
+what is no channel (reshape, permute, split, dropout in evaluation, mean); where the channels went
+is computed from shapes.
 New weights are computed in float64 and stored in the old weights' dtype. No decision depends on the
 value of a constant, so new weights can be put through the same computations.
 """
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -174,11 +176,25 @@ def _from_blocks(layer: _Layer, blocks: torch.Tensor, like: torch.Tensor) -> tor
     return blocks.reshape(like.shape).to(like.dtype)
 
 
-def _per_channel(affine: Affine, compute: Coefficients, index: torch.Tensor) -> Coefficients:
-    """Return the computation of one coefficient per channel, on its first argument's device."""
+def _scale(affine: Affine, index: torch.Tensor) -> Coefficients | None:
+    return affine.scale and _per_channel(affine, affine.scale, index, 1)
+
+
+def _shift(affine: Affine, index: torch.Tensor) -> Coefficients | None:
+    return affine.shift and _per_channel(affine, affine.shift, index, 0)
+
+
+def _per_channel(
+    affine: Affine, compute: Coefficients, index: torch.Tensor, neutral: float
+) -> Coefficients:
+    """Return the computation of one coefficient per channel, on its first argument's device.
+
+    `index` holds each channel's position among the coefficients, −1 for the neutral one.
+    """
 
     def pick(like: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
-        return wide(compute(*values)).expand(affine.shape).flatten()[index].to(like.device)
+        given = wide(compute(*values)).expand(affine.shape).flatten()
+        return torch.cat([given, given.new_full((1,), neutral)])[index].to(like.device)
 
     return pick
 
@@ -190,8 +206,8 @@ def _new_layer(
     old, weight, bias = layer.node, layer.weight, layer.bias
     place: dict[str, Any] = {"before": old, "origin": (old, affine.node)}
     shape = (layer.groups, -1, 1, 1) if behind else (layer.groups, 1, -1, 1)
-    if affine.scale is not None:
-        scale = _per_channel(affine, affine.scale, index)
+    scale = _scale(affine, index)
+    if scale is not None:
 
         def scaled(value: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
             factor = scale(value, *values).reshape(shape)
@@ -214,8 +230,7 @@ def _bias_behind(layer: _Layer, affine: Affine, index: torch.Tensor) -> Coeffici
     """b' = b · s + t"""
     if affine.shift is None and layer.bias is None:
         return None
-    scale = affine.scale and _per_channel(affine, affine.scale, index)
-    shift = affine.shift and _per_channel(affine, affine.shift, index)
+    scale, shift = _scale(affine, index), _shift(affine, index)
     biased = layer.bias is not None
 
     def compute(weight: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
@@ -232,9 +247,9 @@ def _bias_behind(layer: _Layer, affine: Affine, index: torch.Tensor) -> Coeffici
 
 def _bias_in_front(layer: _Layer, affine: Affine, index: torch.Tensor) -> Coefficients | None:
     """b' = b + Σ w · t, over the inputs and the kernel"""
-    if affine.shift is None:
+    shift = _shift(affine, index)
+    if shift is None:
         return None
-    shift = _per_channel(affine, affine.shift, index)
     biased = layer.bias is not None
 
     def compute(weight: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
@@ -264,7 +279,11 @@ class _Factor(NamedTuple):
     stride: int
 
 
-_Layout = tuple[tuple[_Factor, ...], ...]  # of each axis the factors, outermost first; none: size 1
+class _Layout(NamedTuple):
+    """Which channel each position belongs to: `first`, and the steps of all its factors."""
+
+    axes: tuple[tuple[_Factor, ...], ...]  # the factors of each axis, outermost first; none: size 1
+    first: int = 0
 
 
 def _size(size: Any) -> Any:
@@ -277,20 +296,20 @@ def _axis(size: Any, stride: int) -> tuple[_Factor, ...]:
 
 def _layout_of(shape: tuple[Any, ...], varying: tuple[int, ...]) -> _Layout:
     """Return the layout of a tensor whose channels are the elements of the shape `varying`."""
-    layout: list[tuple[_Factor, ...]] = []
+    axes: list[tuple[_Factor, ...]] = []
     padded = (1,) * (len(shape) - len(varying)) + varying
     stride = 1
     for size, steps in zip(reversed(shape), reversed(padded), strict=True):
-        layout.append(_axis(size, 0 if steps == 1 else stride))
+        axes.append(_axis(size, 0 if steps == 1 else stride))
         stride *= steps
-    return tuple(reversed(layout))
+    return _Layout(tuple(reversed(axes)))
 
 
-def _regroup(layout: _Layout, shape: tuple[Any, ...]) -> _Layout | None:
-    """Follow a reshape: deal the factors out to axes of the new sizes, splitting where needed."""
-    factors = [factor for axis in reversed(layout) for factor in reversed(axis)]
-    result = []
-    for size in map(_size, shape):
+def _follow_reshape(layout: _Layout, node: fx.Node) -> _Layout | None:
+    """Deal the factors out to axes of the new sizes, splitting them where needed."""
+    factors = [factor for axis in reversed(layout.axes) for factor in reversed(axis)]
+    axes = []
+    for size in map(_size, shape_of(node)):
         taken: list[_Factor] = []
         while size != 1:
             if not factors:
@@ -305,8 +324,8 @@ def _regroup(layout: _Layout, shape: tuple[Any, ...]) -> _Layout | None:
                 factor, rest = _Factor(size, factor.stride * inner), 1
             taken.append(factor)
             size = rest
-        result.append(tuple(taken))
-    return None if factors else tuple(result)
+        axes.append(tuple(taken))
+    return None if factors else layout._replace(axes=tuple(axes))
 
 
 def _quotient(size: Any, divisor: Any) -> Any:
@@ -321,38 +340,88 @@ def _quotient(size: Any, divisor: Any) -> Any:
     return quotient if quotient.as_numer_denom()[1] == 1 else None
 
 
-def _follow_reshape(layout: _Layout, node: fx.Node) -> _Layout | None:
-    return _regroup(layout, shape_of(node))
-
-
 def _follow_permute(layout: _Layout, node: fx.Node) -> _Layout | None:
     order: Any = node.args[1]
-    return tuple(layout[axis] for axis in order)
+    return layout._replace(axes=tuple(layout.axes[axis] for axis in order))
 
 
 def _follow_dropout(layout: _Layout, node: fx.Node) -> _Layout | None:
     return layout if node.args[2] is False else None
 
 
+def _holds_channels(layout: _Layout, axis: int) -> bool:
+    return any(factor.stride for factor in layout.axes[axis])
+
+
 def _follow_resize(layout: _Layout, node: fx.Node, axes: Iterable[int]) -> _Layout | None:
-    """Follow a call that averages over or picks from some axes: they must hold no channels."""
+    """Follow a call that averages over or picks from some axes that hold no channels."""
     touched = set(axes)
-    if any(factor.stride for axis in touched for factor in layout[axis]):
+    if any(_holds_channels(layout, axis) for axis in touched):
         return None
     shape = shape_of(node)
-    if len(shape) == len(layout):
-        return tuple(_axis(shape[d], 0) if d in touched else axis for d, axis in enumerate(layout))
-    return tuple(axis for d, axis in enumerate(layout) if d not in touched)
+    if len(shape) < len(layout.axes):
+        kept = [axis for d, axis in enumerate(layout.axes) if d not in touched]
+    else:
+        kept = [_axis(shape[d], 0) if d in touched else a for d, a in enumerate(layout.axes)]
+    return layout._replace(axes=tuple(kept))
 
 
 def _follow_mean(layout: _Layout, node: fx.Node) -> _Layout | None:
     dims: Any = node.args[1]
-    return _follow_resize(layout, node, dims or range(len(layout)))
+    return _follow_resize(layout, node, dims or range(len(layout.axes)))
 
 
-def _follow_slice(layout: _Layout, node: fx.Node) -> _Layout | None:
-    axis: Any = node.args[1]
-    return _follow_resize(layout, node, (axis,))
+def _follow_split(layout: _Layout, node: fx.Node) -> _Layout | None:
+    return layout  # of the whole; the getitem behind it takes its part
+
+
+def _follow_part(layout: _Layout, node: fx.Node) -> _Layout | None:
+    """Follow a call that takes some of the channels, or of the positions."""
+    part = _part(node)
+    if part is None:
+        return None
+    if not _holds_channels(layout, part.axis):
+        return _follow_resize(layout, node, (part.axis,))
+    if len(layout.axes[part.axis]) != 1 or not part.start < part.stop:
+        return None
+    axes = list(layout.axes)
+    stride = axes[part.axis][0].stride
+    axes[part.axis] = _axis(part.stop - part.start, stride)
+    if len(shape_of(node)) < len(axes):
+        del axes[part.axis]
+    return _Layout(tuple(axes), layout.first + part.start * stride)
+
+
+class _Part(NamedTuple):
+    """The range of one axis that a call takes from its source; empty where it is not known."""
+
+    axis: int
+    start: int = 0
+    stop: int = 0
+
+
+def _part(node: fx.Node) -> _Part | None:
+    args: Any = node.args
+    if node.target is operator.getitem:
+        return _part_of_split(args[0], args[1])
+    if node.target is aten.select.int:
+        known = isinstance(args[2], int) and args[2] >= 0
+        return _Part(args[1], args[2], args[2] + 1) if known else _Part(args[1])
+    if node.target is aten.slice.Tensor:
+        _, axis, start, stop, step = args
+        size = shape_of(args[0])[axis]
+        known = step == 1 and all(isinstance(place, int) for place in (start, stop, size))
+        return _Part(axis, start, min(stop, size)) if known and start >= 0 else _Part(axis)
+    return None
+
+
+def _part_of_split(split: fx.Node, place: int) -> _Part:
+    args: Any = split.args
+    if split.target is aten.unbind.int:
+        return _Part(args[1], place, place + 1)
+    if not all(isinstance(size, int) for size in args[1]):
+        return _Part(args[2])
+    return _Part(args[2], sum(args[1][:place]), sum(args[1][: place + 1]))
 
 
 def _follow_pool(layout: _Layout, node: fx.Node) -> _Layout | None:
@@ -361,7 +430,7 @@ def _follow_pool(layout: _Layout, node: fx.Node) -> _Layout | None:
     pooled = len(args[1])
     if len(args) > 2 and (any(args[3]) or args[4] or args[6:] not in ((), (None,))):
         return None
-    return _follow_resize(layout, node, range(len(layout) - pooled, len(layout)))
+    return _follow_resize(layout, node, range(len(layout.axes) - pooled, len(layout.axes)))
 
 
 def _follow_pad(layout: _Layout, node: fx.Node) -> _Layout | None:
@@ -369,7 +438,8 @@ def _follow_pad(layout: _Layout, node: fx.Node) -> _Layout | None:
     args: Any = node.args
     if args[2] == "constant":
         return None
-    return _follow_resize(layout, node, range(len(layout) - len(args[1]) // 2, len(layout)))
+    rank = len(layout.axes)
+    return _follow_resize(layout, node, range(rank - len(args[1]) // 2, rank))
 
 
 _CARRIERS: dict[Any, Callable[[_Layout, fx.Node], _Layout | None]] = {
@@ -389,8 +459,11 @@ _CARRIERS: dict[Any, Callable[[_Layout, fx.Node], _Layout | None]] = {
     aten.alpha_dropout.default: _follow_dropout,
     aten.feature_alpha_dropout.default: _follow_dropout,
     aten.mean.dim: _follow_mean,
-    aten.select.int: _follow_slice,
-    aten.slice.Tensor: _follow_slice,
+    aten.select.int: _follow_part,
+    aten.slice.Tensor: _follow_part,
+    aten.unbind.int: _follow_split,
+    aten.split_with_sizes.default: _follow_split,
+    operator.getitem: _follow_part,
     aten.avg_pool1d.default: _follow_pool,
     aten.avg_pool2d.default: _follow_pool,
     aten.avg_pool3d.default: _follow_pool,
@@ -399,13 +472,19 @@ _CARRIERS: dict[Any, Callable[[_Layout, fx.Node], _Layout | None]] = {
     aten.adaptive_avg_pool3d.default: _follow_pool,
     aten.pad.default: _follow_pad,
 }
+_SPLITS = (aten.unbind.int, aten.split_with_sizes.default)
 _SHAPE_OF_SECOND = (aten.reshape_as.default, aten.view_as.default, aten.expand_as.default)
 
 
 def _carries(node: fx.Node, source: Any) -> bool:
     """Whether a call passes the elements of `source`, its first argument, on without a cast."""
-    same = node.target in _CARRIERS and node.args[0] is source and is_tensor(node)
-    return same and is_tensor(source) and dtype_of(node) == dtype_of(source)
+    if node.target not in _CARRIERS or not isinstance(source, fx.Node):
+        return False
+    if node.args[0] is not source:
+        return False
+    if node.target in _SPLITS or source.target in _SPLITS:
+        return True
+    return is_tensor(node) and is_tensor(source) and dtype_of(node) == dtype_of(source)
 
 
 def _readers(node: fx.Node) -> Iterator[fx.Node]:
@@ -430,13 +509,9 @@ def _into_producer(rewriter: Rewriter, affine: Affine) -> str | None:
     obstacle = affine.obstacle or layer.obstacle(rewriter.graph)
     if obstacle is not None:
         return obstacle
-    for node, reader in zip(path, (affine.node, *path), strict=False):
-        others = [user.name for user in _readers(node) if user is not reader]
-        if others:
-            return f"{node.name} has another user, {others[0]}"
-    layout = _channels_at(layer, path)
-    if layout is None:
-        return _NOT_FOLLOWED.format(layer.node.name)
+    layout = _channels_at(layer, (affine.node, *path))
+    if not isinstance(layout, _Layout):
+        return layout
     index = _coefficient_of_channel(layout, affine.shape, _channels(layer))
     if index is None:
         return _NOT_ALONE.format(layer.node.name)
@@ -460,29 +535,53 @@ def _channels(layer: _Layer) -> int:
     return int(shape_of(layer.node)[layer.axis])
 
 
-def _channels_at(layer: _Layer, path: list[fx.Node]) -> _Layout | None:
-    """Return where the layer's channels are at the end of a path of calls that pass them on."""
+def _channels_at(layer: _Layer, path: tuple[fx.Node, ...]) -> _Layout | str:
+    """Return where the layer's channels are at the end of a path (its last call first), or why not.
+
+    Nothing but the path may read them on the way; others may read other channels.
+    """
     shape = shape_of(layer.node)
     varying = (_channels(layer),) + (1,) * (len(shape) - 1 - layer.axis)
     layout: _Layout | None = _layout_of(shape, varying)
-    for node in reversed(path[:-1]):
-        layout = _CARRIERS[node.target](layout, node) if layout is not None else None
-    return layout
+    for source, node in zip(path[:0:-1], path[-2::-1], strict=True):
+        if layout is None:
+            break
+        for other in _readers(source):
+            if other is not node and not _reads_other_channels(layout, node, other):
+                return f"{source.name} has another user, {other.name}"
+        if node is not path[0]:
+            layout = _CARRIERS[node.target](layout, node)
+    return _NOT_FOLLOWED.format(layer.node.name) if layout is None else layout
+
+
+def _reads_other_channels(layout: _Layout, node: fx.Node, other: fx.Node) -> bool:
+    """Whether two readers of one tensor take different channels of it."""
+    a, b = _part(node), _part(other)
+    if a is None or b is None or a.axis != b.axis or len(layout.axes[a.axis]) != 1:
+        return False
+    known = a.start < a.stop and b.start < b.stop
+    apart = a.stop <= b.start or b.stop <= a.start
+    return known and apart and _holds_channels(layout, a.axis)
 
 
 def _coefficient_of_channel(
     layout: _Layout, shape: tuple[int, ...], channels: int
 ) -> torch.Tensor | None:
-    """Return for each channel the position of its coefficient, among those of `shape`."""
-    channel = torch.arange(channels)
-    index = torch.zeros(channels, dtype=torch.int64)
+    """Return for each channel the position of its coefficient among those of `shape`, or −1."""
+    channel, coefficient = torch.tensor([layout.first]), torch.tensor([0])
     stride = 1
-    for factors, size in zip(reversed(layout), reversed(shape), strict=False):
-        for factor in reversed(factors) if size != 1 else ():
-            if not factor.stride:
+    padded = (1,) * (len(layout.axes) - len(shape)) + shape
+    for factors, size in zip(reversed(layout.axes), reversed(padded), strict=True):
+        for factor in reversed(factors):
+            if factor.stride:
+                steps = torch.arange(factor.size)[:, None]
+                channel = (channel + steps * factor.stride).flatten()
+                coefficient = (coefficient + steps * (stride if size != 1 else 0)).flatten()
+            elif size != 1:
                 return None
-            index += channel // factor.stride % factor.size * stride
-            stride *= factor.size
+            stride *= factor.size if size != 1 else 1
+    index = torch.full((channels,), -1)
+    index[channel] = coefficient
     return index
 
 
@@ -549,11 +648,11 @@ def _coefficients_of(
 
 def _coefficient_of_input(layout: _Layout, channels: int) -> torch.Tensor | None:
     """Return for each position along the axis `channels` that of its coefficient."""
-    elsewhere = (f for axis, factors in enumerate(layout) if axis != channels for f in factors)
-    if any(factor.stride for factor in elsewhere):
+    others = (axis for axis in range(len(layout.axes)) if axis != channels)
+    if any(_holds_channels(layout, axis) for axis in others):
         return None
-    index = torch.zeros(1, dtype=torch.int64)
-    for size, stride in layout[channels]:
+    index = torch.tensor([layout.first])
+    for size, stride in layout.axes[channels]:
         if not isinstance(size, int):
             return None
         index = (index[:, None] + torch.arange(size) * stride).flatten()

@@ -399,7 +399,7 @@ class _Translation:
             name = pytree.keystr(path).replace("['", ".").replace("']", "").removeprefix(".")
             leaves.append(_leaf(name, value, node))
         ranges = {
-            str(symbol): (int(bounds.lower), _upper(bounds.upper))
+            str(symbol): (_lower(bounds.lower), _upper(bounds.upper))
             for symbol, bounds in self.program.range_constraints.items()
         }
         return Signature(parameters, tuple(arguments), spec, tuple(leaves), output, ranges)
@@ -422,6 +422,11 @@ def _leaf(name: str, value: Any, node: fx.Node | None) -> TensorLeaf | ConstantL
         return TensorLeaf(name, (), None, None, fake.node.expr)
     shape = tuple(s if isinstance(s, int) else s.node.expr for s in fake.shape)
     return TensorLeaf(name, shape, fake.dtype, fake.device)
+
+
+def _lower(bound: Any) -> int:
+    """A lower bound of 2 is how torch.export says "anything": sizes 0 and 1 run, too."""
+    return int(bound) if int(bound) > 2 else 0
 
 
 def _upper(bound: Any) -> int | None:

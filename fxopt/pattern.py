@@ -19,7 +19,7 @@ import operator
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
@@ -70,6 +70,15 @@ class Traced:
     ) -> Any:
         owner = next(a for a in _flat(args, kwargs) if isinstance(a, Traced))
         return owner._call(*operator_of(function, tuple(args), dict(kwargs or {})))
+
+    if TYPE_CHECKING:  # _add_operators makes them, and more
+
+        def __add__(self, other: Any) -> Any: ...
+        def __sub__(self, other: Any) -> Any: ...
+        def __mul__(self, other: Any) -> Any: ...
+        def __truediv__(self, other: Any) -> Any: ...
+        def __pow__(self, other: Any) -> Any: ...
+        def __matmul__(self, other: Any) -> Any: ...
 
     def __getattr__(self, name: str) -> Any:
         if name in ("T", "mT"):
@@ -268,11 +277,11 @@ def _argument_cost(kind: str, value: Any) -> int | None:
         return 0 if value is None else _argument_cost(kind[9:-1], value)
     if isinstance(value, (Traced, fx.Node)):  # a symbol of a pattern may turn out to be a number
         return 0 if kind == "Tensor" or isinstance(value, Symbol) else None
-    for types, kinds in _LITERALS:
-        if isinstance(value, types):
-            if types is int and kind == "List[int]":
+    for literal, kinds in _LITERALS:
+        if isinstance(value, literal):
+            if literal is int and kind == "List[int]":
                 return 1
-            return 0 if kind in kinds else 1 if kind == "Tensor" and types is not str else None
+            return 0 if kind in kinds else 1 if kind == "Tensor" and literal is not str else None
     if isinstance(value, (list, tuple)):
         return 0 if kind.startswith("List") else None
     return 0 if kind in _OPAQUE_KINDS and value is not None else None
@@ -287,7 +296,7 @@ _LITERALS: tuple[tuple[Any, tuple[str, ...]], ...] = (
 _OPAQUE_KINDS = ("int", "Device", "Layout", "MemoryFormat", "ScalarType", "Generator")
 
 
-# -- recording a pattern ------------------------------------------------------------------------------
+# -- recording a pattern ---------------------------------------------------------------------------
 
 
 class Symbol(Traced):
@@ -313,7 +322,7 @@ def _record(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sym
     plain = [_plain(a) for a in args]
     if plain and plain[-1] is ANY and isinstance(target, OpOverload):
         names = [a.name for a in target._schema.arguments if not a.kwarg_only]
-        plain += [ANY] * (len(names) - len(plain))
+        plain = plain[:-1] + [ANY] * (len(names) - len(plain) + 1)
         kwargs = {a.name: ANY for a in target._schema.arguments if a.kwarg_only} | kwargs
     return Symbol(CallPattern(target, tuple(plain), {k: _plain(v) for k, v in kwargs.items()}))
 
@@ -327,7 +336,7 @@ def _plain(value: Any) -> Any:
 
 
 class _Namespace:
-    """Stands for `torch`, `F` or `aten` while a pattern is recorded, so that `...` may be passed."""
+    """Stands for `torch`, `F` or `aten` while a pattern is recorded, so that it may pass `...`."""
 
     def __init__(self, module: Any) -> None:
         self._module = module
@@ -413,7 +422,7 @@ def symbols_of(pattern: Any) -> set[str]:
     return set()
 
 
-# -- matching -----------------------------------------------------------------------------------------
+# -- matching --------------------------------------------------------------------------------------
 
 COMMUTATIVE = {
     aten.add.Tensor, aten.mul.Tensor, aten.maximum.default, aten.minimum.default,
@@ -461,10 +470,13 @@ def match(pattern: CallPattern, node: fx.Node, attempt: Attempt | None = None) -
 
 
 Bindings = dict[str, Any]
-States = Iterator[tuple[Bindings, tuple[fx.Node, ...]]]
+Nodes = tuple[fx.Node, ...]
+States = Iterator[tuple[Bindings, Nodes]]
 
 
-def _match_any(pattern: Any, value: Any, bound: Bindings, nodes: tuple[fx.Node, ...], attempt: Attempt) -> States:
+def _match_any(
+    pattern: Any, value: Any, bound: Bindings, nodes: Nodes, attempt: Attempt
+) -> States:
     if pattern is ANY:
         yield bound, nodes
     elif isinstance(pattern, Var):
@@ -490,7 +502,9 @@ def _match_any(pattern: Any, value: Any, bound: Bindings, nodes: tuple[fx.Node, 
         attempt.fail(len(nodes), f"{pattern!r} wanted, found {value}")
 
 
-def _match_all(pairs: Sequence[tuple[Any, Any]], bound: Bindings, nodes: tuple[fx.Node, ...], attempt: Attempt) -> States:
+def _match_all(
+    pairs: Sequence[tuple[Any, Any]], bound: Bindings, nodes: Nodes, attempt: Attempt
+) -> States:
     if not pairs:
         yield bound, nodes
         return
@@ -500,7 +514,7 @@ def _match_all(pairs: Sequence[tuple[Any, Any]], bound: Bindings, nodes: tuple[f
 
 
 def _match_call(
-    pattern: CallPattern, node: fx.Node, bound: Bindings, nodes: tuple[fx.Node, ...], attempt: Attempt
+    pattern: CallPattern, node: fx.Node, bound: Bindings, nodes: Nodes, attempt: Attempt
 ) -> States:
     if node.op != "call_function":
         attempt.fail(len(nodes), f"{node.name} is not a call of {_op_text(pattern.target)}")
@@ -542,7 +556,7 @@ def _spell(pattern: CallPattern, node: fx.Node) -> Call | None:
         return complete(pattern.target, pattern.args, pattern.kwargs)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def root_targets(pattern: CallPattern) -> tuple[Any, ...]:
     """Return the operators at which a match may have its root, to index rules by."""
     found = [pattern.target]
@@ -575,8 +589,8 @@ def _same_value(a: Any, b: Any) -> bool:
         return len(a) == len(b) and all(map(_same_value, a, b))
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b
-    if isinstance(a, float) and isinstance(b, (int, float)) or isinstance(b, float) and isinstance(a, int):
-        return a == b or math.isclose(a, b, rel_tol=1e-9)
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+        return a == b or (isinstance(a, float) or isinstance(b, float)) and math.isclose(a, b)
     return type(a) is type(b) and bool(a == b)
 
 

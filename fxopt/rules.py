@@ -8,11 +8,12 @@
 A rule's parameters are the pattern's symbols: a `Value` for a tensor, the plain number or list for
 anything else. Torch functions, methods and operators on a `Value` build new nodes. A rule that
 returns a string held back, and the string says why; one that returns None does not apply here, and
-there is nothing to say about it. Whatever a rule returns, it is held back where shape or dtype would
-change, and where a copy would go that keeps an output apart from memory that somebody writes to.
+there is nothing to say about it. Whatever a rule returns, it is held back where shape or dtype
+would change, and where a copy would go that keeps an output apart from memory that others write to.
 
 `apply_rules` runs a set of rules to a fixpoint: rules are indexed by their root's operator and a
-worklist holds what may have changed, so a graph costs about one visit per node plus one per rewrite.
+worklist holds what may have changed, so a graph costs about one visit per node plus a few per
+rewrite.
 """
 
 from __future__ import annotations
@@ -101,8 +102,18 @@ class Value(Traced):
         """How many nodes use this value."""
         return len(self.node.users)
 
+    @property
+    def target(self) -> Any:
+        """The operator that computes it; a name for an input or a constant."""
+        return self.node.target
+
+    @property
+    def args(self) -> Any:
+        """The positional arguments of the call that computes it, with values for the tensors."""
+        return _values_of(self.node.args, self._rewriter, self._place)
+
     def _call(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
-        args, kwargs = (fx.node.map_aggregate(a, _node_of) for a in (args, kwargs))
+        args, kwargs = _map((args, kwargs), _node_of)
         node = self._rewriter.insert(
             target, *args, before=self._place.root, origin=self._place.nodes, **kwargs
         )
@@ -111,6 +122,16 @@ class Value(Traced):
 
 def _node_of(value: Any) -> Any:
     return value.node if isinstance(value, Value) else value
+
+
+def _values_of(nested: Any, rewriter: Rewriter, place: Match) -> Any:
+    """Return nested arguments of a node with a Value for each node."""
+    return _map(
+        nested, lambda leaf: Value(leaf, rewriter, place) if isinstance(leaf, fx.Node) else leaf
+    )
+
+
+_map: Callable[[Any, Callable[[Any], Any]], Any] = fx.node.map_aggregate  # wider than its types
 
 
 @dataclass(frozen=True)
@@ -148,10 +169,7 @@ class Rule:
             if reason is not None:
                 return f"{node.name} must stay: {reason}"
 
-        def value_of(value: Any) -> Any:
-            return Value(value, rewriter, found) if isinstance(value, fx.Node) else value
-
-        values = {k: fx.node.map_aggregate(v, value_of) for k, v in found.values.items()}
+        values = {key: _values_of(value, rewriter, found) for key, value in found.values.items()}
         arguments = {name: values.get(name) for name in self.parameters}
         if self.wants_match:
             arguments["match"] = found
@@ -163,10 +181,9 @@ class Rule:
                 f"The rule {self.name} ({self.source}) returned {new!r}. It must return a value of "
                 "the graph, or a reason in words, or None."
             )
-        root = found.root
-        if new is root or (new.target, new.args, new.kwargs) == (root.target, root.args, root.kwargs):
+        root, built = found.root, set(rewriter._uncommitted)
+        if _same_call(root, new):
             return None
-        built = set(rewriter._uncommitted)
         return _type_obstacle(root, new) or _memory_obstacle(root, new, built) or new
 
 
@@ -204,7 +221,11 @@ def rule(*patterns: Callable[..., Any]) -> Callable[[Callable[..., Any]], Rule]:
     return decorate
 
 
-# -- what no rule may change ------------------------------------------------------------------------
+# -- what no rule may change -----------------------------------------------------------------------
+
+
+def _same_call(a: fx.Node, b: fx.Node) -> bool:
+    return a is b or (a.target, a.args, a.kwargs) == (b.target, b.args, b.kwargs)
 
 
 def _type_obstacle(root: fx.Node, new: fx.Node) -> str | None:
@@ -242,7 +263,7 @@ def _memory_obstacle(root: fx.Node, new: fx.Node, built: Collection[fx.Node]) ->
             if moved and root.target in _LAYOUT_MAKERS:
                 return "a caller may count on the memory layout of the output"
         elif user.target is aten.copy_.default:
-            if any(reader.target is aten.copy_.default and reader.args[0] is owner for reader in owner.users):
+            if any(u.target is aten.copy_.default and u.args[0] is owner for u in owner.users):
                 return f"{owner.name} is overwritten at the end of the graph"
         elif moved and _reads_layout(user):
             return f"{user.name} depends on the memory layout"
@@ -258,7 +279,7 @@ def _shares(node: fx.Node) -> fx.Node | None:
     return node.args[0] if shares else None
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _is_view(target: Any) -> bool:
     if not isinstance(target, OpOverload) or target._schema.is_mutable:
         return False
@@ -288,8 +309,8 @@ def _readers(node: fx.Node, beside: fx.Node | None = None) -> Iterator[fx.Node]:
 def _same_layout(a: fx.Node, b: fx.Node) -> bool:
     if not (is_tensor(a) and is_tensor(b)):
         return True
-    strides = (*a.meta["val"].stride(), *b.meta["val"].stride())
-    return all(isinstance(s, int) for s in strides) and a.meta["val"].stride() == b.meta["val"].stride()
+    p, q = a.meta["val"].stride(), b.meta["val"].stride()
+    return all(isinstance(step, int) for step in (*p, *q)) and p == q
 
 
 def _reads_layout(node: fx.Node) -> bool:
@@ -300,7 +321,7 @@ def _reads_layout(node: fx.Node) -> bool:
     return custom or node.target in _LAYOUT_READERS
 
 
-# -- the driver -------------------------------------------------------------------------------------
+# -- the driver ------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -430,7 +451,7 @@ def explain(one: Rule, graph: GraphModule) -> Explanation:
         if isinstance(reason, str):
             best = Attempt(10**6, f"At {node.name} it held back: {reason}.")
         elif reason is None and best.covered < 10**6:
-            best = Attempt(10**5, f"At {node.name} the pattern matches, and the rule does not apply.")
+            best = Attempt(10**5, f"At {node.name} the pattern matches, and the rule does not.")
         elif reason is not None:
             matched.append(node.name)
     return Explanation(one.name, tuple(matched), best.failure)

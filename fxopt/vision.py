@@ -1,37 +1,63 @@
-"""torchvision beside a CPU-only torch: the one place that makes its models importable."""
+"""Import torchvision where its compiled operators cannot be loaded.
+
+The torchvision that a package index serves is built for CUDA. Beside a torch built for the CPU alone
+its compiled library does not load, and `import torchvision` fails: "operator torchvision::nms does
+not exist". The models need none of those operators; only the detectors do, and only when they run.
+
+`import_torchvision` declares the two operators that torchvision's Python code registers shapes for
+(`nms` and `qnms`), without an implementation, and imports again. Where the compiled operators load,
+nothing is declared. Calling a declared operator raises NotImplementedError.
+
+A user in that state can do the same, or install a torchvision that was built for the same torch.
+"""
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.util
 import sys
 from types import ModuleType
 
 import torch
 
-_library: torch.library.Library | None = None  # must outlive the import: it holds the declarations
+from fxopt.errors import FxoptError
+
+_NMS = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 
 
 def import_torchvision() -> ModuleType:
-    """Import torchvision and return it, also where its C++ operators do not load.
-
-    The package index's torchvision is built for CUDA. Beside a CPU-only torch its library of C++
-    operators is not loaded, and then `import torchvision` fails, because it registers shapes for
-    `torchvision::nms`, which nobody has declared. Its models do not need that operator. So after
-    such a failure `nms` and `qnms` are declared (not implemented: calling them still raises), what
-    was half imported is forgotten, and the import is tried again. Where the operators load, the
-    first import succeeds and nothing is declared.
-
-    Raises ModuleNotFoundError where torchvision is not installed.
-    """
-    global _library
+    """Import torchvision and return it; raise FxoptError where it is not installed."""
     try:
         return importlib.import_module("torchvision")
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error) or _library is not None:
+    except ModuleNotFoundError as error:
+        if error.name != "torchvision":
             raise
-    _library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        _library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
-        del sys.modules[name]
+        raise FxoptError("torchvision is not installed. pip install 'fxopt[vision]'") from None
+    except RuntimeError as error:
+        if not lacks_operators(error):
+            raise
+    _declare_operators()
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[name]  # half imported
     return importlib.import_module("torchvision")
+
+
+def lacks_operators(error: BaseException) -> bool:
+    """Whether an import failed because torchvision's compiled operators did not load."""
+    return "operator torchvision::" in str(error) and "does not exist" in str(error)
+
+
+@functools.cache
+def _declare_operators() -> torch.library.Library:
+    """Declare what the compiled library would; the declarations live as long as the result."""
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        if not hasattr(torch.ops.torchvision, name):
+            library.define(name + _NMS)
+    return library
+
+
+def is_installed() -> bool:
+    """Whether there is a torchvision to import."""
+    return importlib.util.find_spec("torchvision") is not None

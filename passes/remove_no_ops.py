@@ -38,7 +38,7 @@ from fxopt.shapes import dtype_of, is_tensor, same_metadata
 aten = torch.ops.aten
 
 
-# -- copies and casts -------------------------------------------------------------------------------
+# -- copies and casts ------------------------------------------------------------------------------
 
 
 @rule(
@@ -83,12 +83,11 @@ def remove_detach(x: Value) -> Value | str:
 
 
 def _carries_gradient(value: Value) -> bool:
-    """Whether a value depends, through floating-point tensors, on an input or a trainable weight."""
+    """Whether a value depends, through floating-point tensors, on an input or a trained weight."""
     pending, seen = [value.node], {value.node}
     while pending:
         node = pending.pop()
-        exact = is_tensor(node) and not (dtype_of(node).is_floating_point or dtype_of(node).is_complex)
-        if exact or node.target is aten.detach.default:
+        if node.target is aten.detach.default or is_tensor(node) and not _is_inexact(node):
             continue
         if node.op == "placeholder":
             return True
@@ -99,7 +98,11 @@ def _carries_gradient(value: Value) -> bool:
     return False
 
 
-# -- views to the same shape ------------------------------------------------------------------------
+def _is_inexact(node: fx.Node) -> bool:
+    return dtype_of(node).is_floating_point or dtype_of(node).is_complex
+
+
+# -- views to the same shape -----------------------------------------------------------------------
 
 
 @rule(
@@ -113,9 +116,9 @@ def _carries_gradient(value: Value) -> bool:
     lambda x, sizes: x.repeat(sizes),
     lambda x, sizes: x.tile(sizes),
     lambda x, dim, start, end, step: aten.slice.Tensor(x, dim, start, end, step),
-    lambda x: torch.atleast_1d(x),
-    lambda x: torch.atleast_2d(x),
-    lambda x: torch.atleast_3d(x),
+    lambda x: aten.atleast_1d(x),
+    lambda x: aten.atleast_2d(x),
+    lambda x: aten.atleast_3d(x),
     lambda x, size: F.adaptive_avg_pool1d(x, size),
     lambda x, size: F.adaptive_avg_pool2d(x, size),
     lambda x, size: F.adaptive_avg_pool3d(x, size),
@@ -125,7 +128,7 @@ def remove_reshape(x: Value, match: Match) -> Value | None:
     return x if same_metadata(x.node, match.root) else None
 
 
-@rule(lambda x, pads: F.pad(x, pads, ...))
+@rule(lambda x, pads: aten.pad(x, pads, ...))
 def remove_pad(x: Value, pads: Any) -> Value | None:
     """pad(x, 0) = x; pads of 1 and −1 keep the shape too, but move the elements"""
     return x if _are_zero(pads) else None
@@ -161,16 +164,16 @@ def _are_zero(numbers: Any) -> bool:
     return all(isinstance(number, int) and number == 0 for number in numbers)
 
 
-# -- arithmetic with a neutral number ---------------------------------------------------------------
+# -- arithmetic with a neutral number --------------------------------------------------------------
 
 
 @rule(
-    lambda x: torch.add(x, 0, ...),
-    lambda x: torch.sub(x, 0, ...),
-    lambda x, size: torch.add(x, torch.full(size, 0, ...), ...),
-    lambda x, size: torch.sub(x, torch.full(size, 0, ...), ...),
-    lambda x, y: torch.add(x, torch.full_like(y, 0, ...), ...),
-    lambda x, y: torch.sub(x, torch.full_like(y, 0, ...), ...),
+    lambda x: aten.add(x, 0, ...),
+    lambda x: aten.sub(x, 0, ...),
+    lambda x, size: aten.add(x, aten.full(size, 0, ...), ...),
+    lambda x, size: aten.sub(x, aten.full(size, 0, ...), ...),
+    lambda x, y: aten.add(x, aten.full_like(y, 0, ...), ...),
+    lambda x, y: aten.sub(x, aten.full_like(y, 0, ...), ...),
 )
 def remove_zero(x: Any) -> Value | None:
     """x + 0 = x − 0 = x"""
@@ -181,10 +184,10 @@ def remove_zero(x: Any) -> Value | None:
     lambda x: x * 1,
     lambda x: x / 1,
     lambda x: x**1,
-    lambda x, size: x * torch.full(size, 1, ...),
-    lambda x, size: x / torch.full(size, 1, ...),
-    lambda x, y: x * torch.full_like(y, 1, ...),
-    lambda x, y: x / torch.full_like(y, 1, ...),
+    lambda x, size: x * aten.full(size, 1, ...),
+    lambda x, size: x / aten.full(size, 1, ...),
+    lambda x, y: x * aten.full_like(y, 1, ...),
+    lambda x, y: x / aten.full_like(y, 1, ...),
 )
 def remove_one(x: Any) -> Value | str | None:
     """x · 1 = x / 1 = x¹ = x"""
@@ -193,7 +196,7 @@ def remove_one(x: Any) -> Value | str | None:
     return x if isinstance(x, Value) else None
 
 
-# -- pairs that undo each other -----------------------------------------------------------------------
+# -- pairs that undo each other --------------------------------------------------------------------
 
 
 @rule(lambda parts, dim: torch.cat(parts, dim))

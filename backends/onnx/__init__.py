@@ -46,24 +46,34 @@ class Onnx:
         object.__setattr__(self, "providers", tuple(self.providers))
         _require(
             isinstance(self.opset, int) and OLDEST_OPSET <= self.opset <= NEWEST_OPSET,
-            "opset", self.opset, f"an integer from {OLDEST_OPSET} to {NEWEST_OPSET}",
+            "opset",
+            self.opset,
+            f"an integer from {OLDEST_OPSET} to {NEWEST_OPSET}",
         )
         _require(
             self.threads is None or (isinstance(self.threads, int) and self.threads > 0),
-            "threads", self.threads, "a positive integer, or None for one per core",
+            "threads",
+            self.threads,
+            "a positive integer, or None for one per core",
         )
         _require(
             bool(self.providers) and all(isinstance(p, str) and p for p in self.providers),
-            "providers", self.providers, "a tuple of ONNX Runtime's provider names",
+            "providers",
+            self.providers,
+            "a tuple of ONNX Runtime's provider names",
         )
         _require(
             self.external_data in (None, True, False),
-            "external_data", self.external_data, "True, False or None",
+            "external_data",
+            self.external_data,
+            "True, False or None",
         )
         _require(self.state in ("refuse", "io"), "state", self.state, "'refuse' or 'io'")
         _require(
             self.optimization in OPTIMIZATIONS,
-            "optimization", self.optimization, "one of " + ", ".join(OPTIMIZATIONS),
+            "optimization",
+            self.optimization,
+            "one of " + ", ".join(OPTIMIZATIONS),
         )
 
     @property

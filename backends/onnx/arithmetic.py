@@ -180,7 +180,7 @@ def _lerp(e: Emitter, a: Any, b: Any, weight: Any) -> Value:
 @emits("addcmul", "addcdiv")
 def _addc(e: Emitter, x: Any, a: Any, b: Any, *, value: Any = 1) -> Value:
     dtype = e.out_dtype
-    how = "Mul" if "addcmul" in str(e.node.target) else "Div"
+    how = "Mul" if "addcmul" in e.called else "Div"
     product = e.op(how, *_pair(e, a, b, dtype))
     if value != 1:
         product = e.op("Mul", product, e.number(value, dtype))
@@ -211,7 +211,7 @@ def _clamp(e: Emitter, x: Any, low: Any, high: Any) -> Value:
 
 @emits("clamp.Tensor", "clip.Tensor", "clamp_min.Tensor", "clamp_max.Tensor")
 def _clamp_tensor(e: Emitter, x: Any, low: Any, high: Any = None) -> Value:
-    if "clamp_max" in str(e.node.target):
+    if "clamp_max" in e.called:
         low, high = None, low
     value = e.operand(x, e.out_dtype)
     if low is not None:
@@ -317,15 +317,18 @@ for _word in _LOGIC:
 
 
 @emits(
-    *(f"{name}.{kind}" for name in ("bitwise_left_shift", "bitwise_right_shift")
-      for kind in ("Tensor", "Tensor_Scalar")),
+    *(
+        f"{name}.{kind}"
+        for name in ("bitwise_left_shift", "bitwise_right_shift")
+        for kind in ("Tensor", "Tensor_Scalar")
+    ),
     *(f"{name}.{kind}" for name in ("__lshift__", "__rshift__") for kind in ("Tensor", "Scalar")),
 )
 def _shift(e: Emitter, a: Any, b: Any) -> Value:
     # x·2ⁿ, and x/2ⁿ rounded down, which is what shifting means for negative numbers too
     dtype = e.out_dtype
     factor = e.op("Pow", e.number(2, torch.int64), e.operand(b, torch.int64))
-    if "left" in str(e.node.target) or "lshift" in str(e.node.target):
+    if "left" in e.called or "lshift" in e.called:
         result = e.op("Mul", e.operand(a, torch.int64), factor)
     else:
         result = floor_divide(e, e.operand(a, torch.int64), factor, torch.int64)

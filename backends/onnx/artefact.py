@@ -143,9 +143,7 @@ def _without_data(model: Any) -> onnx.ModelProto:
     proto.graph.initializer.extend(kept)
     for name, tensor in weights.items():
         shape = [int(size) for size in tensor.shape]
-        proto.graph.input.append(
-            onnx.helper.make_tensor_value_info(name, int(tensor.dtype), shape)
-        )
+        proto.graph.input.append(onnx.helper.make_tensor_value_info(name, int(tensor.dtype), shape))
     return proto
 
 
@@ -153,9 +151,7 @@ def _read_data(proto: onnx.ModelProto, path: Path) -> None:
     """Bring in the constants that lie in a file beside the model, after checking its content."""
     import onnx
 
-    external = [
-        t for t in proto.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL
-    ]
+    external = [t for t in proto.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
     if not external:
         return
     fields = {t.name: {entry.key: entry.value for entry in t.external_data} for t in external}

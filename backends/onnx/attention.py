@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from fxopt.backends.onnx.emit import Emitter, Value, shape_of
+from fxopt.backends.onnx.describe import shape_of
+from fxopt.backends.onnx.emit import Emitter, Value
 from fxopt.backends.onnx.registry import emits
 
 
@@ -71,7 +72,9 @@ def _repeated(e: Emitter, x: Any, repeats: int) -> Value:
     wide = e.op("Expand", spread, [repeats if axis == rank - 2 else 1 for axis in range(rank + 1)])
     if rank == 4:
         return e.op("Reshape", wide, [0, source[1] * repeats, -1, source[3]])
-    return e.op("Reshape", wide, [*e.shape_list(x)[:-3], source[-3] * repeats, *e.shape_list(x)[-2:]])
+    return e.op(
+        "Reshape", wide, [*e.shape_list(x)[:-3], source[-3] * repeats, *e.shape_list(x)[-2:]]
+    )
 
 
 def _causal(e: Emitter, query: Any, key: Any) -> Value:

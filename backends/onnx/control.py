@@ -9,30 +9,39 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
+from fxopt.backends.onnx.describe import describe, results_of
 from fxopt.backends.onnx.dtypes import ONNX_DTYPES
-from fxopt.backends.onnx.emit import Emitter, Value, describe
+from fxopt.backends.onnx.emit import Emitter, Value
 from fxopt.backends.onnx.registry import emits
 
 
 @emits(getattr(torch.ops.higher_order, "cond", None))
-def _cond(e: Emitter, condition: Any, yes: Any, no: Any, operands: Sequence[Any] = ()) -> list[Value]:
+def _cond(
+    e: Emitter, condition: Any, yes: Any, no: Any, operands: Sequence[Any] = ()
+) -> list[Value]:
     count = len(e.node.meta["val"])
-    branches = {
+    branches: dict[str, Any] = {
         "then_branch": _branch(e, yes, [e.value(x) for x in operands], "then"),
         "else_branch": _branch(e, no, [e.value(x) for x in operands], "else"),
     }
     if not isinstance(condition, fx.Node):
         e.fail("its condition is a constant", "Remove the branch from the model.")
     # one element of any shape becomes a number
-    flag = e.op("Reshape", e.operand(condition, torch.bool), e.sizes([])) if (
-        isinstance(condition.meta["val"], torch.Tensor)
-    ) else e.number(condition, torch.bool)
+    flag = (
+        e.op("Reshape", e.operand(condition, torch.bool), e.sizes([]))
+        if (isinstance(condition.meta["val"], torch.Tensor))
+        else e.number(condition, torch.bool)
+    )
     return list(e.ops("If", flag, outputs=count, **branches))
 
 
 def _inner(e: Emitter, graph: Any, name: str, values: Sequence[Value]) -> Emitter:
     inner = Emitter(
-        e.graph.value(graph), e.opset, on_cpu=e.on_cpu, parent=e, scope=f"{e.scope}{e.node.name}.{name}."
+        e.graph.value(graph),
+        e.opset,
+        on_cpu=e.on_cpu,
+        parent=e,
+        scope=f"{e.scope}{e.node.name}.{name}.",
     )
     for node, value in zip(inner.graph.placeholders, values, strict=True):
         inner.bind(node, value)
@@ -46,12 +55,12 @@ def _results(inner: Emitter) -> list[Value]:
     """Return the values of a sub-graph's outputs, each made inside of it."""
     made = {node for node in inner.nodes}
     outputs: list[Value] = []
-    for node in inner.graph.output_node.args[0]:  # type: ignore[union-attr]
+    for node in results_of(inner.graph):
         inner.node = inner.graph.output_node
         value = inner.value(node)
         if value.producer() not in made or value in outputs:
             value = inner.op("Identity", value)
-        describe(value, node.meta["val"])  # type: ignore[union-attr]
+        describe(value, node.meta["val"])
         outputs.append(value)
     return outputs
 
@@ -85,10 +94,14 @@ def _while_loop(
     outer = [e.value(x) for x in extra]
     first = _inner(e, test, "test", [*begin, *outer])
     e.adopt(first.nodes)
-    flag = first.value(first.graph.output_node.args[0][0])  # type: ignore[index]
+    flag = first.value(results_of(first.graph)[0])
     scope = f"{e.node.name}.body"
-    turn = Value(name=e.reserve(f"{scope}.turn"), shape=ir.Shape([]), type=ir.TensorType(ir.DataType.INT64))
-    going = Value(name=e.reserve(f"{scope}.going"), shape=ir.Shape([]), type=ir.TensorType(ir.DataType.BOOL))
+    turn = Value(
+        name=e.reserve(f"{scope}.turn"), shape=ir.Shape([]), type=ir.TensorType(ir.DataType.INT64)
+    )
+    going = Value(
+        name=e.reserve(f"{scope}.going"), shape=ir.Shape([]), type=ir.TensorType(ir.DataType.BOOL)
+    )
     inputs = [turn, going]
     for index, node in enumerate(carried):
         value = Value(name=e.reserve(f"{scope}.carried_{index}"))
@@ -103,7 +116,9 @@ def _while_loop(
     return list(e.ops("Loop", None, flag, *begin, outputs=len(begin), body=inner_graph))
 
 
-def _again(e: Emitter, inner: Emitter, test: Any, results: list[Value], outer: list[Value]) -> Value:
+def _again(
+    e: Emitter, inner: Emitter, test: Any, results: list[Value], outer: list[Value]
+) -> Value:
     nested = Emitter(
         e.graph.value(test), e.opset, on_cpu=e.on_cpu, parent=inner, scope=f"{inner.scope}again."
     )
@@ -113,5 +128,5 @@ def _again(e: Emitter, inner: Emitter, test: Any, results: list[Value], outer: l
         if node.op == "call_function":
             nested.emit(node)
     inner.nodes.extend(nested.nodes)
-    flag = nested.value(nested.graph.output_node.args[0][0])  # type: ignore[index]
+    flag = nested.value(results_of(nested.graph)[0])
     return flag if flag.producer() in set(nested.nodes) else inner.op("Identity", flag)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fxopt.backends.onnx.emit import Emitter, Value, shape_of
+from fxopt.backends.onnx.describe import shape_of
+from fxopt.backends.onnx.emit import Emitter, Value
 from fxopt.backends.onnx.registry import emits
 
 
@@ -23,16 +24,32 @@ def batched(e: Emitter, x: Any, spatial: int) -> tuple[Any, bool]:
 
 @emits("conv1d", "conv2d", "conv3d")
 def _conv(
-    e: Emitter, x: Any, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, groups: int
+    e: Emitter,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
 ) -> Value:
     n = len(shape_of(weight)) - 2
     pads = spread(padding, n)
-    return _convolve(e, x, weight, bias, spread(stride, n), pads + pads, spread(dilation, n), groups)
+    return _convolve(
+        e, x, weight, bias, spread(stride, n), pads + pads, spread(dilation, n), groups
+    )
 
 
 @emits("conv1d.padding", "conv2d.padding", "conv3d.padding")
 def _conv_named(
-    e: Emitter, x: Any, weight: Any, bias: Any, stride: Any, padding: str, dilation: Any, groups: int
+    e: Emitter,
+    x: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: str,
+    dilation: Any,
+    groups: int,
 ) -> Value:
     n = len(shape_of(weight)) - 2
     dilations = spread(dilation, n)

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from fxopt.backends.onnx.describe import shape_of
 from fxopt.backends.onnx.dtypes import FLOATS
-from fxopt.backends.onnx.emit import Emitter, Value, shape_of
+from fxopt.backends.onnx.emit import Emitter, Value
 from fxopt.backends.onnx.registry import emits
 
 HELD = 4096  # up to this many elements are stored; more are computed when the model loads
@@ -28,7 +29,7 @@ def _given(e: Emitter, sizes: Any) -> list[Any]:
 
 @emits("full", "empty.memory_format", "zeros", "ones", "new_empty", "new_zeros", "new_ones")
 def _full(e: Emitter, *args: Any, **named: Any) -> Value:
-    name = e.node.target._schema.name.removeprefix("aten::")
+    name = e.called.split(".")[0]
     sizes = args[1] if name.startswith("new_") else args[0]
     number = args[1] if name == "full" else int("ones" in name)
     return _of_shape(e, number, _given(e, sizes))
@@ -50,7 +51,7 @@ def _of_shape(e: Emitter, number: Any, shape: list[Any]) -> Value:
 @emits("full_like", "empty_like", "zeros_like", "ones_like")
 def _full_like(e: Emitter, x: Any, number: Any = None, **named: Any) -> Value:
     if number is None:
-        number = int("ones" in str(e.node.target))
+        number = int("ones" in e.called)
     if all(isinstance(size, int) for size in e.out_shape):
         return _of_shape(e, number, e.out_shape)
     return e.op("Expand", e.number(number, e.out_dtype), e.op("Shape", x))
@@ -97,7 +98,7 @@ def _is_float(x: Any) -> bool:
 def _linspace(e: Emitter, start: Any, end: Any, steps: Any, *rest: Any, **named: Any) -> Value:
     if any(isinstance(x, torch.fx.Node) for x in (start, end, steps)):
         e.fail("linspace with symbolic limits")
-    fn = torch.logspace if "logspace" in str(e.node.target) else torch.linspace
+    fn = torch.logspace if "logspace" in e.called else torch.linspace
     return e.constant(fn(start, end, steps, *rest, dtype=e.out_dtype))
 
 
@@ -114,7 +115,7 @@ def _eye(e: Emitter, rows: Any, columns: Any = None, **named: Any) -> Value:
 def _triangle_indices(e: Emitter, rows: Any, columns: Any, offset: Any = 0, **named: Any) -> Value:
     if not all(isinstance(x, int) for x in (rows, columns, offset)):
         e.fail("the indices of a triangle of symbolic size")
-    fn = torch.tril_indices if "tril" in str(e.node.target) else torch.triu_indices
+    fn = torch.tril_indices if "tril" in e.called else torch.triu_indices
     return e.constant(fn(rows, columns, offset, dtype=e.out_dtype))
 
 
@@ -124,14 +125,29 @@ def _triangle(e: Emitter, x: Any, diagonal: Any = 0) -> Value:
     known = FLOATS | {torch.int32, torch.int64, torch.bool}
     work = dtype if dtype in known else torch.int32
     offset = None if diagonal == 0 else e.number(diagonal, torch.int64)
-    upper = 1 if "triu" in str(e.node.target) else 0
+    upper = 1 if "triu" in e.called else 0
     return e.cast(e.op("Trilu", e.operand(x, work), offset, upper=upper), work, dtype)
 
 
 @emits(
-    *(f"{name}" for name in ("rand", "randn", "rand_like", "randn_like", "randperm", "bernoulli",
-                             "multinomial", "randint", "randint.low", "bernoulli.p",
-                             "randint_like", "normal_functional", "rrelu_with_noise"))
+    *(
+        f"{name}"
+        for name in (
+            "rand",
+            "randn",
+            "rand_like",
+            "randn_like",
+            "randperm",
+            "bernoulli",
+            "multinomial",
+            "randint",
+            "randint.low",
+            "bernoulli.p",
+            "randint_like",
+            "normal_functional",
+            "rrelu_with_noise",
+        )
+    )
 )
 def _random(e: Emitter, *args: Any, **named: Any) -> Value:
     e.fail(

@@ -57,7 +57,7 @@ for _name, _op_type in {"abs": "Abs", "sign": "Sign", "sgn": "Sign", "neg": "Neg
 def _rounding(e: Emitter, x: Any) -> Value:
     if e.dtype(x) not in FLOATS:
         return e.value(x)
-    name = e.node.target._schema.name.removeprefix("aten::")
+    name = e.called.split(".")[0]
     if name in ("trunc", "fix"):
         return e.op("Mul", e.op("Sign", x), e.op("Floor", e.op("Abs", x)))
     return e.op({"floor": "Floor", "ceil": "Ceil", "round": "Round"}[name], x)
@@ -75,11 +75,29 @@ def _frac(e: Emitter, x: Any) -> Value:
     return e.op("Sub", x, whole)
 
 
-@emits("clone", "contiguous", "alias", "detach", "dropout", "feature_dropout", "alpha_dropout",
-       "feature_alpha_dropout", "native_dropout", "expand_copy", "resolve_conj", "resolve_neg",
-       "positive", "conj", "real", "lift_fresh_copy", "detach_copy", "alias_copy", moves=True)
+@emits(
+    "clone",
+    "contiguous",
+    "alias",
+    "detach",
+    "dropout",
+    "feature_dropout",
+    "alpha_dropout",
+    "feature_alpha_dropout",
+    "native_dropout",
+    "expand_copy",
+    "resolve_conj",
+    "resolve_neg",
+    "positive",
+    "conj",
+    "real",
+    "lift_fresh_copy",
+    "detach_copy",
+    "alias_copy",
+    moves=True,
+)
 def _same(e: Emitter, x: Any, *rest: Any, **named: Any) -> Value:
-    name = e.node.target._schema.name
+    name = e.called
     if "dropout" in name and rest[1] and rest[0] > 0:
         e.fail("dropout in training mode is random", "Call model.eval() before compiling.")
     return e.value(x)
@@ -124,7 +142,7 @@ def _log1p(e: Emitter, x: Any) -> Value:
 
 @emits("log2", "log10")
 def _log_base(e: Emitter, x: Any) -> Value:
-    base = 2.0 if "log2" in str(e.node.target) else 10.0
+    base = 2.0 if "log2" in e.called else 10.0
     factor = e.number(1.0 / math.log(base), e.out_dtype)
     return e.op("Mul", e.op("Log", e.operand(x, e.out_dtype)), factor)
 
@@ -154,7 +172,7 @@ def _logit(e: Emitter, x: Any, eps: float | None) -> Value:
 
 @emits("deg2rad", "rad2deg")
 def _angle_unit(e: Emitter, x: Any) -> Value:
-    factor = math.pi / 180 if "deg2rad" in str(e.node.target) else 180 / math.pi
+    factor = math.pi / 180 if "deg2rad" in e.called else 180 / math.pi
     return e.op("Mul", e.operand(x, e.out_dtype), e.number(factor, e.out_dtype))
 
 
@@ -167,8 +185,10 @@ def _isnan(e: Emitter, x: Any) -> Value:
 
 @emits("isinf", "isfinite", "isposinf", "isneginf")
 def _isinf(e: Emitter, x: Any) -> Value:
-    name = e.node.target._schema.name.removeprefix("aten::")
-    value = e.operand(x, e.dtype(x) if e.dtype(x) in (torch.float32, torch.float64) else torch.float32)
+    name = e.called.split(".")[0]
+    value = e.operand(
+        x, e.dtype(x) if e.dtype(x) in (torch.float32, torch.float64) else torch.float32
+    )
     if name == "isfinite":
         return e.op("Not", e.op("Or", e.op("IsInf", value), e.op("IsNaN", value)))
     return e.op(
@@ -258,7 +278,7 @@ def _rrelu(e: Emitter, x: Any, lower: float, upper: float, training: bool, *rest
 @emits("prelu")
 def _prelu(e: Emitter, x: Any, weight: Any) -> Value:
     rank, slope = len(e.out_shape), e.value(weight)
-    if e.node.args[1].meta["val"].numel() == 1:
+    if weight.meta["val"].numel() == 1:
         slope = e.op("Reshape", slope, [1] * max(rank, 1))
     elif rank > 2:
         slope = e.op("Reshape", slope, [-1] + [1] * (rank - 2))
@@ -320,7 +340,7 @@ def _tanhshrink(e: Emitter, x: Any) -> Value:
 
 @emits("softshrink", "hardshrink")
 def _shrink(e: Emitter, x: Any, threshold: float) -> Value:
-    soft = "softshrink" in str(e.node.target)
+    soft = "softshrink" in e.called
     return e.op("Shrink", x, lambd=float(threshold), bias=float(threshold) if soft else 0.0)
 
 
@@ -338,7 +358,7 @@ def _glu(e: Emitter, x: Any, dim: int) -> Value:
 
 @emits("softmax.int", "log_softmax.int", "_softmax", "_log_softmax")
 def _softmax(e: Emitter, x: Any, dim: int, dtype: Any = None) -> Value:
-    op_type = "LogSoftmax" if "log_softmax" in str(e.node.target) else "Softmax"
+    op_type = "LogSoftmax" if "log_softmax" in e.called else "Softmax"
     value = e.operand(x, e.out_dtype)
     if not e.out_shape:  # one number, whatever it is
         return e.op("Squeeze", e.op(op_type, e.op("Reshape", value, [1]), axis=0), [0])

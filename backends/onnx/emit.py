@@ -9,7 +9,6 @@ A symbolic size is an int64 value of shape [1] here, which is what shapes are co
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -18,9 +17,16 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
+from fxopt.backends.onnx.describe import (
+    all_rules,
+    attribute,
+    describe,
+    has_shadow,
+    refusal,
+    shape_of,
+)
 from fxopt.backends.onnx.dtypes import ONNX_DTYPES, SHADOWS_ON_CPU, array_of, tensor_of
-from fxopt.backends.onnx.registry import Rule, rules
-from fxopt.errors import LoweringError
+from fxopt.backends.onnx.registry import Rule
 from fxopt.graph_module import GraphModule
 
 Value = ir.Value
@@ -82,6 +88,11 @@ class Emitter:
         """The dtype that this emitter shall produce (of its first result)."""
         value = self.node.meta["val"]
         return self.shadow_of((value[0] if isinstance(value, (list, tuple)) else value).dtype)
+
+    @property
+    def called(self) -> str:
+        """The operator being emitted, such as "max.dim"."""
+        return str(self.node.target).removeprefix("aten.")
 
     @property
     def out_shape(self) -> list[Any]:
@@ -183,8 +194,12 @@ class Emitter:
         key = (x, dtype, "number")
         if key not in self._computed:
             value = self.op("Squeeze", self.raw(x), [0])
-            source = torch.float64 if isinstance(x.meta["val"], (float, torch.SymFloat)) else (
-                torch.bool if isinstance(x.meta["val"], (bool, torch.SymBool)) else torch.int64
+            source = (
+                torch.float64
+                if isinstance(x.meta["val"], (float, torch.SymFloat))
+                else (
+                    torch.bool if isinstance(x.meta["val"], (bool, torch.SymBool)) else torch.int64
+                )
             )
             self._computed[key] = self.cast(value, source, dtype)
         return self._computed[key]
@@ -289,19 +304,20 @@ class Emitter:
         target = node.target
         if getattr(getattr(target, "_schema", None), "name", "").removeprefix("aten::") in _DROPPED:
             return
-        rule = _all_rules().get(target)
+        rule = all_rules().get(target)
         self._fresh = []
         if rule is None:
             from fxopt.backends.onnx.fallback import translate
 
             result = translate(self, node)
         else:
-            result = self._call(rule, node)
+            result = self.call(rule, node)
         self._values[node] = result
         self._finish(node, result)
 
-    def _call(self, rule: Rule, node: fx.Node) -> Any:
-        if rule.moves or not self.on_cpu or not _has_shadow(node):
+    def call(self, rule: Rule, node: fx.Node) -> Any:
+        """Let a rule emit a node, in dtypes that the runtime's kernels know."""
+        if rule.moves or not self.on_cpu or not has_shadow(node):
             return rule.emit(self, *node.args, **node.kwargs)
         self._shadowing = True
         self.note(
@@ -313,8 +329,8 @@ class Emitter:
         finally:
             self._shadowing = False
         value = node.meta["val"]
-        if isinstance(result, Value):
-            return self._back(result, value)
+        if result is None or isinstance(result, Value):
+            return result if result is None else self._back(result, value)
         return [
             None if one is None else self._back(one, fake)
             for one, fake in zip(result, value, strict=True)
@@ -408,84 +424,3 @@ class Emitter:
             candidate, count = f"{name}.{count}", count + 1
         self._taken.add(kind + candidate)
         return candidate
-
-
-# -- helpers ------------------------------------------------------------------------------------
-
-
-@functools.lru_cache(maxsize=1)
-def _all_rules() -> dict[Any, Rule]:
-    return rules()
-
-
-def shape_of(node: Any) -> list[Any]:
-    """Return the sizes of a node's value, with symbols that are known numbers as integers."""
-    return [plain(size) for size in node.meta["val"].shape]
-
-
-def plain(size: Any) -> Any:
-    """Return a size as an integer where it is a known one."""
-    if type(size) is int:
-        return size
-    if isinstance(size, torch.SymInt):
-        expression = size.node.expr
-        return int(expression) if expression.is_Integer else size
-    return size
-
-
-def dimensions(shape: Sequence[Any]) -> list[Any]:
-    """Return sizes as ONNX dimensions: integers, and symbols by name."""
-    sizes = [plain(size) for size in shape]
-    return [size if isinstance(size, int) else str(size.node.expr) for size in sizes]
-
-
-def describe(value: Value, fake: torch.Tensor) -> None:
-    """Record a fake tensor's shape and dtype on an ONNX value."""
-    value.shape = ir.Shape(dimensions(fake.shape))
-    if fake.dtype in ONNX_DTYPES:
-        value.type = ir.TensorType(ONNX_DTYPES[fake.dtype])
-
-
-def attribute(name: str, given: Any) -> ir.Attr:
-    """Return an ONNX attribute of the type that the Python value tells."""
-    if isinstance(given, (bool, int)):
-        return ir.AttrInt64(name, int(given))
-    if isinstance(given, float):
-        return ir.AttrFloat32(name, given)
-    if isinstance(given, str):
-        return ir.AttrString(name, given)
-    if isinstance(given, ir.Graph):
-        return ir.AttrGraph(name, given)
-    if isinstance(given, np.ndarray):
-        return ir.AttrTensor(name, ir.Tensor(given))
-    if all(isinstance(item, str) for item in given) and given:
-        return ir.AttrStrings(name, list(given))
-    if any(isinstance(item, float) for item in given):
-        return ir.AttrFloat32s(name, [float(item) for item in given])
-    return ir.AttrInt64s(name, [int(item) for item in given])
-
-
-def _has_shadow(node: fx.Node) -> bool:
-    return any(
-        getattr(fake, "dtype", None) in SHADOWS_ON_CPU
-        for one in (node, *node.all_input_nodes)
-        for fake in (
-            one.meta.get("val")
-            if isinstance(one.meta.get("val"), (list, tuple))
-            else (one.meta.get("val"),)
-        )
-    )
-
-
-def refusal(node: fx.Node, reason: str, remedy: str = "") -> LoweringError:
-    """Build the error for a node that has no form in ONNX."""
-    where = [f"node '{node.name}'"]
-    if node.meta.get("path"):
-        where.append(f"module '{node.meta['path']}'")
-    if node.meta.get("source"):
-        where.append(f"source: {node.meta['source']}")
-    remedy = remedy or (
-        "Replace it in the model by an equal computation, keep that part outside of the compiled "
-        "model, or use backend='eager'."
-    )
-    return LoweringError(f"Cannot express {node.target} in ONNX ({', '.join(where)}): {reason}. {remedy}")

@@ -110,7 +110,7 @@ class OnnxExecutable:
         feeds = {name: ort_value(x) for name, x in (*given.items(), *self._values.items())}
         try:
             results = session.run_with_ort_values(self.output_names, feeds)
-        except Exception as error:  # noqa: BLE001 - the runtime has an exception type per status
+        except Exception as error:
             raise _failed_run(error, given) from error
         outputs = {
             name: torch_value(result)
@@ -150,7 +150,7 @@ class OnnxExecutable:
             return onnxruntime.InferenceSession(
                 small.SerializeToString(), settings, providers=list(self.options.providers)
             )
-        except Exception as error:  # noqa: BLE001 - the runtime has an exception type per status
+        except Exception as error:
             raise LoweringError(
                 f"ONNX Runtime cannot run this model with {', '.join(self.options.providers)}: "
                 f"{_first_line(error)} The model itself is valid ONNX and can be saved; run it "
@@ -177,7 +177,9 @@ def torch_of(tensor: Any) -> torch.Tensor:
     if tensor.dtype == ir.DataType.BFLOAT16:
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     if tensor.dtype in (ir.DataType.FLOAT8E4M3FN, ir.DataType.FLOAT8E5M2):
-        kind = torch.float8_e4m3fn if tensor.dtype == ir.DataType.FLOAT8E4M3FN else torch.float8_e5m2
+        kind = (
+            torch.float8_e4m3fn if tensor.dtype == ir.DataType.FLOAT8E4M3FN else torch.float8_e5m2
+        )
         return torch.from_numpy(array.view(np.uint8)).view(kind)
     return torch.from_numpy(array)
 
@@ -210,7 +212,7 @@ def split_weights(model: ir.Model) -> tuple[onnx.ModelProto, Mapping[str, Any]]:
         message = proto.graph.initializer.add()
         message.name = name
         message.data_type = int(tensor.dtype)
-        message.dims.extend(int(size) for size in tensor.shape)
+        message.dims.extend(list(tensor.shape.numpy()))
         message.data_location = onnx.TensorProto.EXTERNAL
         entry = message.external_data.add()
         entry.key, entry.value = "location", "memory"
@@ -264,12 +266,17 @@ def _first_line(error: Exception) -> str:
 
 
 def _failed_run(error: Exception, given: Mapping[str, Any]) -> Exception:
+    reason = _first_line(error)
+    if "INVALID_ARGUMENT" not in reason:
+        return LoweringError(
+            f"ONNX Runtime failed while running the model: {reason} Run it with another provider "
+            "(providers=…), with optimization='basic', or use backend='eager'."
+        )
     shapes = ", ".join(
         f"{name} {tuple(x.shape)} {x.dtype}" if isinstance(x, torch.Tensor) else f"{name} {x!r}"
         for name, x in given.items()
     )
     return ShapeError(
-        f"ONNX Runtime could not run on these inputs ({shapes}): {_first_line(error)} "
-        "Compile again with example inputs of this kind, or name the dimensions that vary in "
-        "dynamic_shapes."
+        f"ONNX Runtime refused these inputs ({shapes}): {reason} Compile again with example "
+        "inputs of this kind, or name the dimensions that vary in dynamic_shapes."
     )

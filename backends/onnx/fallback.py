@@ -12,15 +12,15 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import onnx_ir as ir
 import torch
 from torch import fx
 from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
+from fxopt.backends.onnx.describe import describe, refusal, results_of
 from fxopt.backends.onnx.dtypes import ONNX_DTYPES
-from fxopt.backends.onnx.emit import Emitter, Value, describe, refusal
-from fxopt.backends.onnx.registry import rules
+from fxopt.backends.onnx.emit import Emitter, Value
+from fxopt.backends.onnx.registry import Rule, rules
 from fxopt.errors import LoweringError
 from fxopt.graph_module import GraphModule
 from fxopt.normalize import canonical
@@ -41,7 +41,7 @@ def translate(e: Emitter, node: fx.Node) -> Any:
         )
     if torch.Tag.nondeterministic_seeded in target.tags:
         raise refusal(node, "it is random", "Make the noise an input of the model.")
-    result = _by_torch(e, node)
+    result = e.call(Rule(_by_torch, moves=False), node)
     if result is not None:
         e.note(f"torch's own translation was used for {target}.")
         return result
@@ -57,7 +57,7 @@ def _is_complex(node: fx.Node) -> bool:
     return any(isinstance(fake, torch.Tensor) and fake.is_complex() for fake in fakes)
 
 
-# -- torch's translation ----------------------------------------------------------------------------
+# -- torch's translation --------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=1)
@@ -69,7 +69,8 @@ def _registry() -> Any:
     return ONNXRegistry.from_torchlib()
 
 
-def _by_torch(e: Emitter, node: fx.Node) -> Any:
+def _by_torch(e: Emitter, *_: Any, **__: Any) -> Any:
+    node = e.node
     registry = _registry()
     if registry is None:
         return None
@@ -82,11 +83,11 @@ def _by_torch(e: Emitter, node: fx.Node) -> Any:
     stand_ins: dict[Value, Value] = {}
     opset = values.Opset("", min(e.opset, NEWEST_OF_TORCH))
     args, kwargs = _arguments(e, node, opset, stand_ins)
-    tracer = _building.OpRecorder(opset, {})
+    tracer: Any = _building.OpRecorder(opset, {})  # type: ignore[abstract]
     try:
         with evaluator.default_as(tracer):
             result = function(*args, **kwargs)
-    except Exception as error:  # noqa: BLE001 - torch's translations raise whatever they meet
+    except Exception as error:
         log.debug("torch's translation of %s failed: %s", node.target, error)
         return None
     if tracer.functions:
@@ -115,7 +116,7 @@ def _arguments(
         if isinstance(argument, (list, tuple)):
             return [convert(item) for item in argument]
         if isinstance(argument, torch.dtype):
-            return int(ONNX_DTYPES[argument])
+            return int(ONNX_DTYPES[e.shadow_of(argument)])
         if isinstance(argument, (torch.device, torch.memory_format, torch.layout)):
             return str(argument)
         return argument
@@ -140,13 +141,13 @@ def _stand_in(e: Emitter, node: fx.Node, opset: Any, stand_ins: dict[Value, Valu
     made = []
     for source, one in pairs:
         value = _tensors.SymbolicTensor(opset, name=source.name)
-        describe(value, one)
+        describe(value, one, e.shadow_of(one.dtype))
         stand_ins[value] = source
         made.append(value)
     return made if isinstance(fake, (list, tuple)) else made[0]
 
 
-# -- decomposition ----------------------------------------------------------------------------------
+# -- decomposition --------------------------------------------------------------------------------
 
 
 def _by_parts(e: Emitter, node: fx.Node, target: OpOverload) -> Any:
@@ -163,7 +164,7 @@ def _by_parts(e: Emitter, node: fx.Node, target: OpOverload) -> Any:
     for placeholder, argument in zip(graph.placeholders, given, strict=True):
         inner.bind(placeholder, e.raw(argument))
     try:
-        for one in graph.graph.find_nodes(op="call_function"):
+        for one in [n for n in graph.graph.nodes if n.op == "call_function"]:
             one.meta.update({k: node.meta[k] for k in ("path", "source") if k in node.meta})
             schema = getattr(one.target, "_schema", None)
             if one.target is target or (schema is not None and schema.is_mutable):
@@ -172,11 +173,9 @@ def _by_parts(e: Emitter, node: fx.Node, target: OpOverload) -> Any:
     except LoweringError as error:
         log.debug("a part of %s cannot be emitted: %s", target, error)
         return None
-    results = graph.output_node.args[0]
     e.adopt(inner.nodes)
-    if isinstance(results, (list, tuple)):
-        return [None if one is None else inner.raw(one) for one in results]  # type: ignore[arg-type]
-    return inner.raw(results)  # type: ignore[arg-type]
+    results = [None if one is None else inner.raw(one) for one in results_of(graph)]
+    return results if isinstance(node.meta["val"], (list, tuple)) else results[0]
 
 
 def _is_tensor(x: Any) -> bool:
@@ -197,15 +196,15 @@ def _trace(node: fx.Node, target: OpOverload, given: list[fx.Node]) -> fx.GraphM
 
     def call(*tensors: torch.Tensor) -> Any:
         at = dict(zip(given, tensors, strict=True))
-        args, kwargs = fx.map_arg((node.args, dict(node.kwargs)), at.__getitem__)
-        return target(*args, **kwargs)
+        args = fx.map_arg(node.args, at.__getitem__)
+        return target(*args, **fx.map_arg(dict(node.kwargs), at.__getitem__))
 
     with FakeTensorMode(allow_non_fake_inputs=True):
         fakes = [_like(one.meta["val"]) for one in given]
         try:
             functional = torch.func.functionalize(call, remove="mutations")
             return make_fx(functional, decomposition_table=table)(*fakes)
-        except Exception as error:  # noqa: BLE001 - a decomposition raises whatever it meets
+        except Exception as error:
             log.debug("decomposing %s failed: %s", target, error)
             return None
 
@@ -221,7 +220,8 @@ def _canonical(traced: fx.GraphModule) -> GraphModule:
     module = GraphModule(torch.nn.Module(), fx.Graph())
     for node in traced.graph.nodes:
         if node.op == "call_function":
-            args, kwargs = fx.map_arg((node.args, node.kwargs), twins.__getitem__)
+            args: Any = fx.map_arg(node.args, twins.__getitem__)
+            kwargs: Any = fx.map_arg(node.kwargs, twins.__getitem__)
             call = canonical(node.target, args, kwargs, fake_of)
             if call.target is None:
                 twins[node] = call.args[0]

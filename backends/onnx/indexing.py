@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fxopt.backends.onnx.emit import Emitter, Value, shape_of
+from fxopt.backends.onnx.describe import shape_of
+from fxopt.backends.onnx.emit import Emitter, Value
 from fxopt.backends.onnx.registry import emits
 
 END = 2**63 - 1  # how ATen and ONNX write "to the end"
@@ -58,7 +59,11 @@ def _take_along_dim(e: Emitter, x: Any, index: Any, dim: int | None = None) -> V
         flat, order = e.op("Reshape", x, [-1]), e.op("Reshape", index, [-1])
         return e.op("GatherElements", flat, order, axis=0)
     sizes, source = shape_of(index), shape_of(x)
-    if any(str(a) != str(b) for axis, (a, b) in enumerate(zip(sizes, source, strict=True)) if axis != dim):
+    if any(
+        str(a) != str(b)
+        for axis, (a, b) in enumerate(zip(sizes, source, strict=True))
+        if axis != dim
+    ):
         e.fail("take_along_dim with sizes that broadcast")
     return e.op("GatherElements", x, index, axis=dim)
 
@@ -68,7 +73,7 @@ def _take(e: Emitter, x: Any, index: Any) -> Value:
     return e.op("Gather", e.op("Reshape", x, [-1]), index, axis=0)
 
 
-# -- advanced indexing ------------------------------------------------------------------------------
+# -- advanced indexing ----------------------------------------------------------------------------
 
 
 def spelled_out(e: Emitter, indices: list[Any]) -> dict[int, tuple[Value, Any]]:
@@ -137,7 +142,7 @@ def _adjacent(indices: list[Any]) -> bool:
     return places == list(range(places[0], places[0] + len(places)))
 
 
-@emits("masked_select", moves=True)
+@emits("masked_select")
 def _masked_select(e: Emitter, x: Any, mask: Any) -> Value:
     if str(shape_of(x)) != str(shape_of(mask)):
         shape = e.op("Shape", e.op("Or", e.operand(x, torch.bool), mask))
@@ -161,11 +166,13 @@ def _nonzero_numpy(e: Emitter, x: Any) -> list[Value]:
 @emits("one_hot")
 def _one_hot(e: Emitter, x: Any, classes: Any = -1) -> Value:
     if classes == -1:
-        e.fail("one_hot without num_classes has a size that depends on the data", "Give num_classes.")
+        e.fail(
+            "one_hot without num_classes has a size that depends on the data", "Give num_classes."
+        )
     return e.op("OneHot", x, e.sizes([classes]), e.constant(np.asarray([0, 1])), axis=-1)
 
 
-# -- diagonals and windows --------------------------------------------------------------------------
+# -- diagonals and windows ------------------------------------------------------------------------
 
 
 @emits("diagonal", moves=True)
@@ -198,26 +205,19 @@ def _trace(e: Emitter, x: Any) -> Value:
 def _diag_embed(e: Emitter, x: Any, offset: int = 0, a: int = -2, b: int = -1) -> Value:
     rank, shape = len(shape_of(x)) + 1, e.out_shape
     a, b = a % rank, b % rank
-    rows = shape[a]
-    if not isinstance(rows, int):
+    size = shape[a]
+    if not isinstance(size, int):
         e.fail("diag_embed of a symbolic size")
-    eye = e.constant(torch.eye(rows, dtype=e.out_dtype))
     value: Any = x
-    if offset:  # rows that hold nothing
-        widths = [0] * (rank - 2) + [max(-offset, 0)] + [0] * (rank - 2) + [max(offset, 0)]
-        value = e.op("Pad", value, widths)
-    spread = e.op("Mul", e.op("Unsqueeze", value, [-1]), eye)
-    if offset:  # columns move by the offset, away from what is empty
-        spread = _shifted(e, spread, offset, rows, rank)
+    if offset:  # then fewer elements than rows
+        sides = [max(-offset, 0), max(offset, 0)]
+        value = e.op("Pad", value, [*[0] * (rank - 2), sides[0], *[0] * (rank - 2), sides[1]])
+    # row i holds its element in column i + offset
+    mask = e.constant(torch.eye(size, dtype=e.out_dtype).roll(offset, 1))
+    spread = e.op("Mul", e.op("Unsqueeze", value, [-1]), mask)
     rest = iter(range(rank - 2))
     perm = [rank - 2 if d == a else rank - 1 if d == b else next(rest) for d in range(rank)]
     return spread if perm == list(range(rank)) else e.op("Transpose", spread, perm=perm)
-
-
-def _shifted(e: Emitter, value: Value, offset: int, size: int, rank: int) -> Value:
-    cut = -offset % size
-    left, right = e.ops("Split", value, [cut, size - cut], outputs=2, axis=rank - 1)
-    return e.op("Concat", right, left, axis=rank - 1)
 
 
 @emits("unfold", moves=True)
@@ -241,7 +241,9 @@ def _unfold(e: Emitter, x: Any, dim: int, size: int, step: int) -> Value:
 
 
 @emits("as_strided", moves=True)
-def _as_strided(e: Emitter, x: Any, size: list[Any], stride: list[Any], offset: Any = None) -> Value:
+def _as_strided(
+    e: Emitter, x: Any, size: list[Any], stride: list[Any], offset: Any = None
+) -> Value:
     fake = x.meta["val"]
     numbers = [*size, *stride, offset or 0, *fake.shape]
     if not all(isinstance(n, int) for n in numbers) or not fake.is_contiguous():
@@ -253,9 +255,14 @@ def _as_strided(e: Emitter, x: Any, size: list[Any], stride: list[Any], offset: 
     return e.op("Gather", e.op("Reshape", x, [-1]), e.constant(places), axis=0)
 
 
-@emits("im2col", moves=True)
+@emits("im2col")
 def _im2col(
-    e: Emitter, x: Any, kernel: list[int], dilation: list[int], padding: list[int], stride: list[int]
+    e: Emitter,
+    x: Any,
+    kernel: list[int],
+    dilation: list[int],
+    padding: list[int],
+    stride: list[int],
 ) -> Value:
     """Gather rows, then columns: [N, C, kh, oh, kw, ow], and bring the windows together."""
     shape = shape_of(x)
@@ -301,5 +308,3 @@ def _col2im(
         strides=list(stride),
     )
     return e.op("Squeeze", folded, [0]) if single else folded
-
-

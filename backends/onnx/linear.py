@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxopt.backends.onnx.describe import shape_of
 from fxopt.backends.onnx.dtypes import FLOATS
-from fxopt.backends.onnx.emit import Emitter, Value, shape_of
+from fxopt.backends.onnx.emit import Emitter, Value
 from fxopt.backends.onnx.registry import emits
 
 
@@ -67,7 +68,7 @@ def _addmm(e: Emitter, bias: Any, a: Any, b: Any, *, beta: Any = 1, alpha: Any =
 
 @emits("baddbmm", "addbmm", "addmv")
 def _baddbmm(e: Emitter, bias: Any, a: Any, b: Any, *, beta: Any = 1, alpha: Any = 1) -> Value:
-    if "addbmm.default" in str(e.node.target).replace("baddbmm", ""):
+    if e.called.startswith("addbmm"):
         product = e.op("ReduceSum", e.op("MatMul", a, b), [0], keepdims=0)
         return _combined(e, bias, product, beta, alpha)
     return _add_product(e, bias, a, b, beta, alpha)

@@ -8,8 +8,9 @@ import onnx_ir as ir
 import torch
 from torch import fx
 
+from fxopt.backends.onnx.describe import describe, dimensions, refusal, results_of
 from fxopt.backends.onnx.dtypes import ONNX_DTYPES, tensor_of
-from fxopt.backends.onnx.emit import Emitter, Value, describe, dimensions, refusal
+from fxopt.backends.onnx.emit import Emitter, Value
 from fxopt.backends.onnx.executable import (
     STATE_KEY,
     OnnxExecutable,
@@ -63,7 +64,9 @@ def _input(emitter: Emitter, node: fx.Node) -> Value:
         describe(value, fake)
         emitter.bind(node, value)
     else:
-        dtype = ir.DataType.DOUBLE if isinstance(fake, (float, torch.SymFloat)) else ir.DataType.INT64
+        dtype = (
+            ir.DataType.DOUBLE if isinstance(fake, (float, torch.SymFloat)) else ir.DataType.INT64
+        )
         value.shape, value.type = ir.Shape([]), ir.TensorType(dtype)
         if node.users:
             emitter.bind(node, emitter.op("Reshape", value, [1]))
@@ -92,12 +95,10 @@ def _outputs(
     """Return the graph's outputs, then the new values of its state."""
     emitter.node = graph.output_node
     outputs: list[Value] = []
-    results = graph.output_node.args[0]
-    assert isinstance(results, (tuple, list))
-    for index, node in enumerate(results):
+    for index, node in enumerate(results_of(graph)):
         if not isinstance(node, fx.Node):
             raise refusal(graph.output_node, f"output {index} is the constant {node!r}")
-        value = emitter.value(node.args[1] if node in writes else node)  # type: ignore[arg-type]
+        value = emitter.value(node.args[1] if node in writes else node)
         outputs.append(_output(emitter, node, value, outputs))
     slots = []
     for write in writes:
@@ -175,9 +176,7 @@ def check(model: ir.Model) -> None:
     proto.graph.initializer.extend(kept)
     for name, tensor in weights.items():
         shape: list[Any] = dimensions(list(tensor.shape))
-        proto.graph.input.append(
-            onnx.helper.make_tensor_value_info(name, int(tensor.dtype), shape)
-        )
+        proto.graph.input.append(onnx.helper.make_tensor_value_info(name, int(tensor.dtype), shape))
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

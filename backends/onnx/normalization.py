@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from fxopt.backends.onnx.emit import Emitter, Value, plain, shape_of
+from fxopt.backends.onnx.describe import plain, shape_of
+from fxopt.backends.onnx.emit import Emitter, Value
 from fxopt.backends.onnx.registry import emits
 from fxopt.backends.onnx.shaping import reshape
 
@@ -65,16 +66,14 @@ def _layer_norm(
 ) -> Value:
     dtype = e.out_dtype
     if weight is None:
-        sizes = [plain(size) for size in shape_of(x)[-len(shape):]]
+        sizes = [plain(size) for size in shape_of(x)[-len(shape) :]]
         if not all(isinstance(size, int) for size in sizes):
             e.fail("a layer norm without weights over symbolic sizes")
         scale = e.constant(torch.ones(sizes, dtype=dtype))
     else:
         scale = e.operand(weight, dtype)
     offset = None if bias is None else e.operand(bias, dtype)
-    return e.op(
-        "LayerNormalization", x, scale, offset, axis=-len(shape), epsilon=float(eps)
-    )
+    return e.op("LayerNormalization", x, scale, offset, axis=-len(shape), epsilon=float(eps))
 
 
 @emits("native_layer_norm")
@@ -181,7 +180,7 @@ def _weight_norm(e: Emitter, v: Any, g: Any, dim: int = 0) -> Any:
     axes = [axis for axis in range(len(shape_of(v))) if axis != dim]
     norm = e.op("ReduceL2", v, axes, keepdims=1)
     scaled = e.op("Mul", v, e.op("Div", g, norm))
-    return scaled if "interface" not in str(e.node.target) else [scaled, norm]
+    return scaled if "interface" not in e.called else [scaled, norm]
 
 
 @emits("cosine_similarity")
@@ -189,9 +188,5 @@ def _cosine_similarity(e: Emitter, a: Any, b: Any, dim: int, eps: float) -> Valu
     dtype = e.out_dtype
     floor = e.number(eps, dtype)
     product = e.op("ReduceSum", e.op("Mul", a, b), [dim], keepdims=0)
-    norms = [
-        e.op("Max", e.op("ReduceL2", x, [dim], keepdims=0), floor) for x in (a, b)
-    ]
+    norms = [e.op("Max", e.op("ReduceL2", x, [dim], keepdims=0), floor) for x in (a, b)]
     return e.op("Div", product, e.op("Mul", *norms))
-
-

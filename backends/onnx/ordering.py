@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from fxopt.backends.onnx.emit import Emitter, Value, shape_of
+from fxopt.backends.onnx.describe import shape_of
+from fxopt.backends.onnx.emit import Emitter, Value
 from fxopt.backends.onnx.registry import emits
 
 
@@ -29,7 +30,11 @@ def _sorted(e: Emitter, x: Any, dim: int, descending: bool) -> list[Value]:
     dtype = e.dtype(x)
     work = torch.int32 if dtype == torch.bool else dtype
     values, indices = e.ops(
-        "TopK", e.operand(x, work), e.size_value(x, dim), outputs=2, axis=dim,
+        "TopK",
+        e.operand(x, work),
+        e.size_value(x, dim),
+        outputs=2,
+        axis=dim,
         largest=int(descending),
     )
     return [e.cast(values, work, dtype), indices]
@@ -106,8 +111,14 @@ def _bucketize(
 
 @emits("searchsorted.Tensor")
 def _searchsorted(
-    e: Emitter, edges: Any, x: Any, *, out_int32: bool = False, right: bool = False,
-    side: Any = None, sorter: Any = None,
+    e: Emitter,
+    edges: Any,
+    x: Any,
+    *,
+    out_int32: bool = False,
+    right: bool = False,
+    side: Any = None,
+    sorter: Any = None,
 ) -> Value:
     if sorter is not None:
         e.fail("searchsorted with a sorter")

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from fxopt.backends.onnx.convolution import batched, spread
-from fxopt.backends.onnx.emit import Emitter, Value, shape_of
+from fxopt.backends.onnx.describe import shape_of
+from fxopt.backends.onnx.emit import Emitter, Value
 from fxopt.backends.onnx.registry import emits
 
 
@@ -35,7 +36,13 @@ def _max_pool_indices(
 
 
 def _max_pools(
-    e: Emitter, x: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool,
+    e: Emitter,
+    x: Any,
+    kernel: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    ceil_mode: bool,
     indices: bool,
 ) -> list[Value]:
     n = _spatial(e)
@@ -63,8 +70,13 @@ def _max_pools(
 
 
 def _ends(
-    sizes: list[Any], out: list[Any], kernels: list[int], strides: list[int], pads: list[int],
-    dilations: list[int], ceil_mode: bool,
+    sizes: list[Any],
+    out: list[Any],
+    kernels: list[int],
+    strides: list[int],
+    pads: list[int],
+    dilations: list[int],
+    ceil_mode: bool,
 ) -> tuple[list[int], int | None]:
     """Return the padding at the end, widened where sizes are rounded up, and ONNX's ceil_mode."""
     if not ceil_mode:
@@ -95,8 +107,10 @@ def _plane_indices(e: Emitter, x: Any, indices: Value, n: int) -> Value:
 
 
 def _spatial(e: Emitter) -> int:
-    name = e.node.target._schema.name  # type: ignore[union-attr]
-    return int(next(name[i - 1] for i in range(1, len(name)) if name[i] == "d" and name[i - 1].isdigit()))
+    name = e.called
+    return int(
+        next(name[i - 1] for i in range(1, len(name)) if name[i] == "d" and name[i - 1].isdigit())
+    )
 
 
 @emits("avg_pool1d", "avg_pool2d", "avg_pool3d")
@@ -168,16 +182,27 @@ def _average_counted(
     shape = [size + 2 * pad if include else size for size, pad in zip(sizes, pads, strict=True)]
     ones = torch.ones([1, 1, *shape])
     for axis, (pad, extra) in enumerate(zip(pads, extras, strict=True)):
-        widths = [0, 0] * (n - 1 - axis) + [0 if include else pad, extra if include else pad + extra]
+        widths = [0, 0] * (n - 1 - axis) + [
+            0 if include else pad,
+            extra if include else pad + extra,
+        ]
         ones = torch.nn.functional.pad(ones, widths)
-    pool = (torch.nn.functional.avg_pool1d, torch.nn.functional.avg_pool2d,
-            torch.nn.functional.avg_pool3d)[n - 1]
+    pool = (
+        torch.nn.functional.avg_pool1d,
+        torch.nn.functional.avg_pool2d,
+        torch.nn.functional.avg_pool3d,
+    )[n - 1]
     share = 1.0 / pool(ones, kernels, strides)
     return e.op("Mul", average, e.constant(share.to(e.out_dtype)))
 
 
-@emits("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
-       "_adaptive_avg_pool2d", "_adaptive_avg_pool3d")
+@emits(
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "_adaptive_avg_pool2d",
+    "_adaptive_avg_pool3d",
+)
 def _adaptive_avg_pool(e: Emitter, x: Any, output_size: list[Any]) -> Value:
     return _adaptive(e, x, output_size, "Average")
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from fxopt.backends.onnx.emit import Emitter, Value, shape_of
+from fxopt.backends.onnx.describe import shape_of
+from fxopt.backends.onnx.emit import Emitter, Value
 from fxopt.backends.onnx.registry import emits
 
 # The order in which ONNX keeps the gates, as positions in PyTorch's order.
@@ -16,21 +17,57 @@ _GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}
 
 @emits("lstm.input")
 def _lstm(
-    e: Emitter, x: Any, state: list[Any], weights: list[Any], biases: bool, layers: int,
-    dropout: float, train: bool, bidirectional: bool, batch_first: bool,
+    e: Emitter,
+    x: Any,
+    state: list[Any],
+    weights: list[Any],
+    biases: bool,
+    layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
 ) -> list[Value]:
-    return _network(e, "LSTM", x, state, weights, biases, layers, bidirectional, batch_first,
-                    random=train and dropout > 0 and layers > 1)
+    return _network(
+        e,
+        "LSTM",
+        x,
+        state,
+        weights,
+        biases,
+        layers,
+        bidirectional,
+        batch_first,
+        random=train and dropout > 0 and layers > 1,
+    )
 
 
 @emits("gru.input", "rnn_tanh.input", "rnn_relu.input")
 def _gru(
-    e: Emitter, x: Any, state: Any, weights: list[Any], biases: bool, layers: int, dropout: float,
-    train: bool, bidirectional: bool, batch_first: bool,
+    e: Emitter,
+    x: Any,
+    state: Any,
+    weights: list[Any],
+    biases: bool,
+    layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
 ) -> list[Value]:
-    kind = "GRU" if "gru" in str(e.node.target) else "RNN"
-    return _network(e, kind, x, [state], weights, biases, layers, bidirectional, batch_first,
-                    random=train and dropout > 0 and layers > 1)
+    kind = "GRU" if "gru" in e.called else "RNN"
+    return _network(
+        e,
+        kind,
+        x,
+        [state],
+        weights,
+        biases,
+        layers,
+        bidirectional,
+        batch_first,
+        random=train and dropout > 0 and layers > 1,
+    )
 
 
 def _network(
@@ -85,7 +122,7 @@ def _layer(
     directions = 2 if bidirectional else 1
     activation = None
     if kind == "RNN":
-        name = "Relu" if "rnn_relu" in str(e.node.target) else "Tanh"
+        name = "Relu" if "rnn_relu" in e.called else "Tanh"
         activation = [name] * directions
     return e.ops(
         kind,
@@ -131,7 +168,7 @@ def _joined(e: Emitter, y: Value, weight: Any, directions: int) -> Value:
     return e.op("Reshape", turned, [0, 0, directions * shape_of(weight)[1]])
 
 
-# -- single cells -----------------------------------------------------------------------------------
+# -- single cells ---------------------------------------------------------------------------------
 
 
 def _gate_sums(e: Emitter, x: Any, weight: Any, bias: Any, parts: int) -> Sequence[Value]:
@@ -168,4 +205,4 @@ def _rnn_cell(
 ) -> Value:
     ours = e.op("Gemm", x, w_ih, b_ih, transB=1)
     total = e.op("Add", ours, e.op("Gemm", state, w_hh, b_hh, transB=1))
-    return e.op("Relu" if "relu" in str(e.node.target) else "Tanh", total)
+    return e.op("Relu" if "relu" in e.called else "Tanh", total)

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from fxopt.backends.onnx.describe import shape_of
 from fxopt.backends.onnx.dtypes import FLOATS
-from fxopt.backends.onnx.emit import Emitter, Value, shape_of
+from fxopt.backends.onnx.emit import Emitter, Value
 from fxopt.backends.onnx.registry import emits
 
 
@@ -34,9 +35,9 @@ def reduce(
 
 @emits("sum", "sum.dim_IntList", "mean", "mean.dim", "prod", "prod.dim_int")
 def _sum(e: Emitter, x: Any, dims: Any = None, keep: bool = False, *, dtype: Any = None) -> Value:
-    name = e.node.target._schema.name  # type: ignore[union-attr]
+    name = e.called
     op_type = "ReduceSum" if "sum" in name else "ReduceMean" if "mean" in name else "ReduceProd"
-    if name == "aten::prod" and not isinstance(dims, int):
+    if name == "prod.default":
         dims = None
     if isinstance(dims, torch.dtype):
         dims = None
@@ -46,7 +47,7 @@ def _sum(e: Emitter, x: Any, dims: Any = None, keep: bool = False, *, dtype: Any
 
 @emits("amax", "amin")
 def _extreme(e: Emitter, x: Any, dims: Any = (), keep: bool = False) -> Value:
-    op_type = "ReduceMax" if "amax" in str(e.node.target) else "ReduceMin"
+    op_type = "ReduceMax" if "amax" in e.called else "ReduceMin"
     return _extremes(e, op_type, x, axes_of(x, dims), keep)
 
 
@@ -59,7 +60,7 @@ def _extremes(e: Emitter, op_type: str, x: Any, axes: Sequence[int], keep: bool)
 
 @emits("max", "min")
 def _whole_extreme(e: Emitter, x: Any) -> Value:
-    op_type = "ReduceMax" if "aten.max" in str(e.node.target) else "ReduceMin"
+    op_type = "ReduceMax" if e.called.startswith("max") else "ReduceMin"
     return _extremes(e, op_type, x, axes_of(x, None), False)
 
 
@@ -71,14 +72,14 @@ def _aminmax(e: Emitter, x: Any, *, dim: int | None = None, keepdim: bool = Fals
 
 @emits("max.dim", "min.dim")
 def _extreme_dim(e: Emitter, x: Any, dim: int, keep: bool = False) -> list[Value | None]:
-    kind = "Max" if "aten.max" in str(e.node.target) else "Min"
+    kind = "Max" if e.called.startswith("max") else "Min"
     best = _extremes(e, f"Reduce{kind}", x, axes_of(x, dim), keep)
     return [best, _arg(e, f"Arg{kind}", x, dim, keep) if e.used(1) else None]
 
 
 @emits("argmax", "argmin")
 def _argmax(e: Emitter, x: Any, dim: int | None = None, keep: bool = False) -> Value:
-    return _arg(e, "ArgMax" if "argmax" in str(e.node.target) else "ArgMin", x, dim, keep)
+    return _arg(e, "ArgMax" if "argmax" in e.called else "ArgMin", x, dim, keep)
 
 
 def _arg(e: Emitter, op_type: str, x: Any, dim: int | None, keep: bool) -> Value:
@@ -98,7 +99,7 @@ def _any(e: Emitter, x: Any, dims: Any = None, keep: bool = False) -> Value:
     rank = len(shape_of(x))
     truth = e.operand(x, torch.bool)
     # the largest of 0 and 1 is "any", the smallest "all"
-    op_type = "ReduceMax" if "any" in str(e.node.target) else "ReduceMin"
+    op_type = "ReduceMax" if "any" in e.called else "ReduceMin"
     ones = e.cast(truth, torch.bool, torch.int32)
     return e.cast(reduce(e, op_type, ones, axes_of(x, dims), keep, rank), torch.int32, torch.bool)
 
@@ -115,7 +116,7 @@ def _logsumexp(e: Emitter, x: Any, dims: Any, keep: bool = False) -> Value:
     return reduce(e, "ReduceLogSumExp", value, axes_of(x, dims), keep, len(shape_of(x)))
 
 
-# -- norms and variances ----------------------------------------------------------------------------
+# -- norms and variances --------------------------------------------------------------------------
 
 
 @emits("linalg_vector_norm")
@@ -126,9 +127,11 @@ def _vector_norm(
 
 
 @emits("norm.ScalarOpt_dim", "norm.Scalar", "norm.ScalarOpt_dim_dtype", "linalg_norm")
-def _old_norm(e: Emitter, x: Any, order: Any, dims: Any = None, keep: bool = False, **named: Any) -> Value:
+def _old_norm(
+    e: Emitter, x: Any, order: Any, dims: Any = None, keep: bool = False, **named: Any
+) -> Value:
     count = len(shape_of(x)) if dims is None else len(axes_of(x, dims))
-    if "linalg_norm" in str(e.node.target) and order is not None and count == 2:
+    if "linalg_norm" in e.called and order is not None and count == 2:
         e.fail("a matrix norm of that order")
     return _norm(e, x, 2 if order is None else order, dims, keep)
 
@@ -160,7 +163,7 @@ def _var(
     if len(rest) == 2:  # var.dim(x, dim, unbiased, keepdim)
         correction, keepdim = int(rest[0]), rest[1]
     variance, _ = _moments(e, x, dims, 1 if correction is None else correction, keepdim)
-    return e.op("Sqrt", variance) if "std" in str(e.node.target) else variance
+    return e.op("Sqrt", variance) if "std" in e.called else variance
 
 
 @emits("var_mean.correction", "std_mean.correction", "var_mean.dim", "std_mean.dim")
@@ -170,12 +173,10 @@ def _var_mean(
     if len(rest) == 2:
         correction, keepdim = int(rest[0]), rest[1]
     variance, mean = _moments(e, x, dims, 1 if correction is None else correction, keepdim)
-    return [e.op("Sqrt", variance) if "std" in str(e.node.target) else variance, mean]
+    return [e.op("Sqrt", variance) if "std" in e.called else variance, mean]
 
 
-def _moments(
-    e: Emitter, x: Any, dims: Any, correction: Any, keep: bool
-) -> tuple[Value, Value]:
+def _moments(e: Emitter, x: Any, dims: Any, correction: Any, keep: bool) -> tuple[Value, Value]:
     """Return the variance (over n − correction) and the mean."""
     dtype, rank, axes = e.out_dtype, len(shape_of(x)), axes_of(x, dims)
     mean = reduce(e, "ReduceMean", x, axes, True, rank)
@@ -200,7 +201,7 @@ def _count(e: Emitter, x: Any, axes: Sequence[int], correction: Any, dtype: torc
     return e.op("Sub", count, e.number(float(correction), dtype))
 
 
-# -- cumulations ------------------------------------------------------------------------------------
+# -- cumulations ----------------------------------------------------------------------------------
 
 
 @emits("cumsum")
@@ -222,7 +223,7 @@ def _cumprod(e: Emitter, x: Any, dim: int, *, dtype: Any = None) -> Value:
 def _cummax(e: Emitter, x: Any, dim: int) -> list[Value | None]:
     if e.used(1):
         e.fail("the indices of a cumulative extreme")
-    kind = "Max" if "cummax" in str(e.node.target) else "Min"
+    kind = "Max" if "cummax" in e.called else "Min"
     return [_scan(e, e.value(x), x, dim, kind), None]
 
 
@@ -257,8 +258,10 @@ def _diff(
 ) -> Value:
     dtype = e.out_dtype
     parts = [part for part in (prepend, x, append) if part is not None]
-    value = e.value(x) if len(parts) == 1 else e.op(
-        "Concat", *(e.operand(part, dtype) for part in parts), axis=dim
+    value = (
+        e.value(x)
+        if len(parts) == 1
+        else e.op("Concat", *(e.operand(part, dtype) for part in parts), axis=dim)
     )
     for _ in range(n):
         later = e.op("Slice", value, [1], [2**63 - 1], [dim])

@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from fxopt.backends.onnx.emit import Emitter, Value, shape_of
+from fxopt.backends.onnx.describe import shape_of
+from fxopt.backends.onnx.emit import Emitter, Value
 from fxopt.backends.onnx.registry import emits
 
 
-def _resize(
-    e: Emitter, x: Any, output_size: Any, factors: Any, **attributes: Any
-) -> Value:
+def _resize(e: Emitter, x: Any, output_size: Any, factors: Any, **attributes: Any) -> Value:
     rank = len(shape_of(x))
     value: Any = x
     n = rank - 2
@@ -51,7 +50,12 @@ def _nearest_scales(e: Emitter, x: Any, size: Any, *scales: Any) -> Value:
 
 def _nearest_resize(e: Emitter, x: Any, size: Any, factors: Any) -> Value:
     return _resize(
-        e, x, size, factors, mode="nearest", nearest_mode="floor",
+        e,
+        x,
+        size,
+        factors,
+        mode="nearest",
+        nearest_mode="floor",
         coordinate_transformation_mode="asymmetric",
     )
 
@@ -59,7 +63,12 @@ def _nearest_resize(e: Emitter, x: Any, size: Any, factors: Any) -> Value:
 @emits(*(f"_upsample_nearest_exact{n}d.vec" for n in (1, 2, 3)))
 def _nearest_exact(e: Emitter, x: Any, size: Any, factors: Any) -> Value:
     return _resize(
-        e, x, size, factors, mode="nearest", nearest_mode="round_prefer_ceil",
+        e,
+        x,
+        size,
+        factors,
+        mode="nearest",
+        nearest_mode="round_prefer_ceil",
         coordinate_transformation_mode="half_pixel",
     )
 
@@ -69,10 +78,16 @@ def _nearest_exact_scales(e: Emitter, x: Any, size: Any, *scales: Any) -> Value:
     return _nearest_exact(e, x, *_scales(size, scales))
 
 
-@emits("upsample_linear1d.vec", "upsample_bilinear2d.vec", "upsample_trilinear3d.vec",
-       "upsample_bicubic2d.vec", "_upsample_bilinear2d_aa.vec", "_upsample_bicubic2d_aa.vec")
+@emits(
+    "upsample_linear1d.vec",
+    "upsample_bilinear2d.vec",
+    "upsample_trilinear3d.vec",
+    "upsample_bicubic2d.vec",
+    "_upsample_bilinear2d_aa.vec",
+    "_upsample_bicubic2d_aa.vec",
+)
 def _smooth(e: Emitter, x: Any, size: Any, align_corners: bool, factors: Any) -> Value:
-    name = str(e.node.target)
+    name = e.called
     cubic, antialias = "bicubic" in name, "_aa" in name
     # antialiased cubic is Keys' kernel as PIL has it, the plain one has the sharper −0.75
     coefficient = (-0.5 if antialias else -0.75) if cubic else None
@@ -89,8 +104,14 @@ def _smooth(e: Emitter, x: Any, size: Any, align_corners: bool, factors: Any) ->
     )
 
 
-@emits("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d",
-       "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa")
+@emits(
+    "upsample_linear1d",
+    "upsample_bilinear2d",
+    "upsample_trilinear3d",
+    "upsample_bicubic2d",
+    "_upsample_bilinear2d_aa",
+    "_upsample_bicubic2d_aa",
+)
 def _smooth_scales(e: Emitter, x: Any, size: Any, align_corners: bool, *scales: Any) -> Value:
     output_size, factors = _scales(size, scales)
     return _smooth(e, x, output_size, align_corners, factors)
@@ -122,7 +143,7 @@ def _affine_grid(e: Emitter, theta: Any, size: list[Any], align_corners: bool) -
         e.fail("an affine grid of symbolic size")
     axes = []
     for n in reversed(size[2:]):  # x first
-        line = torch.linspace(-1, 1, n) if n > 1 else torch.zeros(1)
+        line = torch.linspace(-1, 1, n, dtype=torch.float64) if n > 1 else torch.zeros(1).double()
         axes.append(line if align_corners else line * (n - 1) / n)
     mesh = torch.meshgrid(*reversed(axes), indexing="ij")
     points = torch.stack([*reversed(mesh), torch.ones_like(mesh[0])], dim=-1)

@@ -2,27 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx
 
-from fxopt.backends.onnx.emit import Emitter, Value, shape_of
+from fxopt.backends.onnx.describe import shape_of
+from fxopt.backends.onnx.emit import Emitter, Value
 from fxopt.backends.onnx.indexing import END, index_order, joined, spelled_out
 from fxopt.backends.onnx.registry import emits
 from fxopt.backends.onnx.shaping import same_size
 
-_REDUCTIONS = {"sum": "add", "prod": "mul", "amax": "max", "amin": "min", "add": "add", "multiply": "mul"}
+_REDUCTIONS = {
+    "sum": "add",
+    "prod": "mul",
+    "amax": "max",
+    "amin": "min",
+    "add": "add",
+    "multiply": "mul",
+}
 
 
 def _scattered(
-    e: Emitter, x: Any, dim: int, index: Any, source: Value, reduction: str | None = None
+    e: Emitter,
+    x: Any,
+    dim: int,
+    index: Any,
+    source: Value,
+    reduction: str | None = None,
+    rank: int | None = None,
 ) -> Value:
-    if not shape_of(x):  # a number: ONNX wants a dimension to scatter along
+    rank = len(shape_of(x)) if rank is None else rank
+    if reduction is not None and e.out_dtype == torch.float16:
+        return _in_float32(
+            e,
+            lambda a, b: e.op("ScatterElements", a, index, b, axis=dim, reduction=reduction),
+            x,
+            source,
+        )
+    if rank == 0:  # a number: ONNX wants a dimension to scatter along
         parts = [e.op("Reshape", part, [1]) for part in (x, index, source)]
         return e.op("Squeeze", e.op("ScatterElements", *parts, axis=0, reduction=reduction), [0])
     return e.op("ScatterElements", x, index, source, axis=dim, reduction=reduction)
+
+
+def _in_float32(e: Emitter, write: Callable[[Value, Value], Value], x: Any, source: Value) -> Value:
+    """The runtime reduces while scattering in any type but float16."""
+    wide = [e.cast(e.value(part), torch.float16, torch.float32) for part in (x, source)]
+    return e.cast(write(wide[0], wide[1]), torch.float32, torch.float16)
+
+
+def _scatter_nd(e: Emitter, x: Any, places: Value, source: Value, adds: bool) -> Value:
+    reduction = "add" if adds else None
+    if adds and e.out_dtype == torch.float16:
+        return _in_float32(
+            e, lambda a, b: e.op("ScatterND", a, places, b, reduction=reduction), x, source
+        )
+    return e.op("ScatterND", x, places, source, reduction=reduction)
 
 
 def _fitting(e: Emitter, source: Any, index: Any) -> Value:
@@ -38,13 +76,15 @@ def _fitting(e: Emitter, source: Any, index: Any) -> Value:
 
 @emits("scatter.src", "scatter_add", "scatter.reduce", moves=False)
 def _scatter(e: Emitter, x: Any, dim: int, index: Any, source: Any, *, reduce: Any = None) -> Value:
-    adds = "scatter_add" in str(e.node.target)
+    adds = "scatter_add" in e.called
     reduction = "add" if adds else None if reduce is None else _REDUCTIONS[reduce]
     return _scattered(e, x, dim, index, _fitting(e, source, index), reduction)
 
 
 @emits("scatter.value", "scatter.value_reduce")
-def _scatter_value(e: Emitter, x: Any, dim: int, index: Any, value: Any, *, reduce: Any = None) -> Value:
+def _scatter_value(
+    e: Emitter, x: Any, dim: int, index: Any, value: Any, *, reduce: Any = None
+) -> Value:
     shape = e.op("Shape", index)
     if all(isinstance(size, int) for size in shape_of(index)):
         shape = e.sizes(shape_of(index))
@@ -69,15 +109,11 @@ def _scatter_reduce(
     cleared = _scattered(e, x, dim, index, blank)
     if not shape_of(x):
         return value
-    return e.op(
-        "ScatterElements", cleared, index, value, axis=dim, reduction=_REDUCTIONS[reduce]
-    )
+    return _scattered(e, cleared, dim, index, value, _REDUCTIONS[reduce], rank=len(shape_of(x)))
 
 
 @emits("index_add", "index_copy", "index_fill.int_Scalar", "index_fill.int_Tensor")
-def _index_write(
-    e: Emitter, x: Any, dim: int, index: Any, source: Any, *, alpha: Any = 1
-) -> Value:
+def _index_write(e: Emitter, x: Any, dim: int, index: Any, source: Any, *, alpha: Any = 1) -> Value:
     """Write along one dimension at the places that a vector lists."""
     rank, dtype = len(shape_of(x)), e.out_dtype
     flat = e.op("Reshape", index, [-1])
@@ -93,13 +129,15 @@ def _index_write(
         value = e.op("Expand", value, e.op("Concat", e.op("Shape", flat), rest, axis=0))
     if alpha != 1:
         value = e.op("Mul", value, e.number(alpha, dtype))
-    adds = "index_add" in str(e.node.target)
-    written = e.op("ScatterND", turned, places, value, reduction="add" if adds else None)
+    adds = "index_add" in e.called
+    written = _scatter_nd(e, turned, places, value, adds)
     return written if dim == 0 else e.op("Transpose", written, perm=back)
 
 
 @emits("index_put", "_unsafe_index_put")
-def _index_put(e: Emitter, x: Any, indices: list[Any], values: Any, accumulate: bool = False) -> Value:
+def _index_put(
+    e: Emitter, x: Any, indices: list[Any], values: Any, accumulate: bool = False
+) -> Value:
     given = [index for index in indices if index is not None]
     rank, dtype = len(shape_of(x)), e.out_dtype
     value = e.operand(values, dtype)
@@ -116,10 +154,11 @@ def _index_put(e: Emitter, x: Any, indices: list[Any], values: Any, accumulate: 
     shape = e.op("Concat", lead, rest, axis=0) if rank > len(dims) else lead
     written_rank = _index_rank(found) + rank - len(dims)
     if dims[0] > 0 and _adjacent(dims):
-        value = _indexed_first(e, value, len(shape_of(values)), dims[0], _index_rank(found), written_rank)
+        value = _indexed_first(
+            e, value, len(shape_of(values)), dims[0], _index_rank(found), written_rank
+        )
     value = e.op("Expand", value, shape)
-    reduction = "add" if accumulate else None
-    written = e.op("ScatterND", turned, places, value, reduction=reduction)
+    written = _scatter_nd(e, turned, places, value, accumulate)
     back = [order.index(d) for d in range(rank)]
     return written if order == list(range(rank)) else e.op("Transpose", written, perm=back)
 
@@ -167,7 +206,7 @@ def _masked_scatter(e: Emitter, x: Any, mask: Any, source: Any) -> Value:
     return e.op("ScatterND", x, places, values)
 
 
-# -- slices and selections written back -------------------------------------------------------------
+# -- slices and selections written back -----------------------------------------------------------
 
 
 @emits("slice_scatter", moves=True)

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxopt.backends.onnx.emit import Emitter, Value, plain, shape_of
+from fxopt.backends.onnx.describe import plain, shape_of
+from fxopt.backends.onnx.emit import Emitter, Value
 from fxopt.backends.onnx.registry import emits
 
 
@@ -30,18 +31,32 @@ def reshape(e: Emitter, value: Any, shape: list[Any], source: list[Any]) -> Valu
         return e.op("Reshape", value, shape, allowzero=1 if 0 in shape else None)
     if 0 not in shape:
         kept = [
-            0 if axis < len(source) and not isinstance(size, int) and same_size(size, source[axis])
+            0
+            if axis < len(source) and not isinstance(size, int) and same_size(size, source[axis])
             else size
             for axis, size in enumerate(shape)
         ]
         unknown = [axis for axis, size in enumerate(kept) if not isinstance(size, int)]
         if len(unknown) <= 1:
-            return e.op("Reshape", value, [-1 if axis in unknown else s for axis, s in enumerate(kept)])
+            return e.op(
+                "Reshape", value, [-1 if axis in unknown else s for axis, s in enumerate(kept)]
+            )
     return e.op("Reshape", value, e.sizes(shape), allowzero=1 if 0 in shape else None)
 
 
-@emits("reshape", "view", "_unsafe_view", "reshape_as", "view_as", "flatten.using_ints",
-       "unflatten.int", "ravel", "atleast_1d", "atleast_2d", moves=True)
+@emits(
+    "reshape",
+    "view",
+    "_unsafe_view",
+    "reshape_as",
+    "view_as",
+    "flatten.using_ints",
+    "unflatten.int",
+    "ravel",
+    "atleast_1d",
+    "atleast_2d",
+    moves=True,
+)
 def _reshape(e: Emitter, x: Any, *rest: Any, **named: Any) -> Value:
     shape = e.out_shape
     given = rest[0] if rest else None
@@ -60,8 +75,7 @@ def _spelled(shape: list[Any], source: list[Any]) -> bool:
     unknown = [
         axis
         for axis, size in enumerate(shape)
-        if not isinstance(size, int)
-        and not (axis < len(source) and same_size(size, source[axis]))
+        if not isinstance(size, int) and not (axis < len(source) and same_size(size, source[axis]))
     ]
     return len(unknown) <= 1 and 0 not in shape
 
@@ -110,10 +124,12 @@ def _movedim(e: Emitter, x: Any, source: Any, target: Any) -> Value:
     targets = [d % rank for d in ([target] if isinstance(target, int) else target)]
     rest = iter(d for d in range(rank) if d not in sources)
     placed = dict(zip(targets, sources, strict=True))
-    return e.op("Transpose", x, perm=[placed[d] if d in placed else next(rest) for d in range(rank)])
+    return e.op(
+        "Transpose", x, perm=[placed[d] if d in placed else next(rest) for d in range(rank)]
+    )
 
 
-@emits("expand", "expand_as", "broadcast_to", moves=False)
+@emits("expand", "expand_as", "broadcast_to")
 def _expand(e: Emitter, x: Any, *rest: Any, **named: Any) -> Value:
     shape, source = e.out_shape, shape_of(x)
     if len(shape) == len(source) and all(map(same_size, shape, source)):
@@ -274,8 +290,14 @@ def _meshgrid(e: Emitter, tensors: list[Any], *, indexing: str = "ij") -> list[V
     shapes = e.node.meta["val"]
     sizes = [e.size_value(x, 0) if shape_of(x) else e.sizes([1]) for x in tensors]
     order = [1, 0, *range(2, count)] if swap else list(range(count))
-    target = e.sizes([sizes[i] if not isinstance(plain(shapes[0].shape[a]), int)
-                      else plain(shapes[0].shape[a]) for a, i in enumerate(order)])
+    target = e.sizes(
+        [
+            sizes[i]
+            if not isinstance(plain(shapes[0].shape[a]), int)
+            else plain(shapes[0].shape[a])
+            for a, i in enumerate(order)
+        ]
+    )
     found = []
     for index, x in enumerate(tensors):
         shape = [-1 if order[axis] == index else 1 for axis in range(count)]
@@ -293,7 +315,9 @@ def _blocks(e: Emitter, x: Any, op_type: str, factor: int) -> Value:
     if len(source) == 4:
         return e.op(op_type, x, blocksize=factor, mode="CRD" if op_type == "DepthToSpace" else None)
     value = reshape(e, x, [_product(source[:-3]), *source[-3:]], source)
-    value = e.op(op_type, value, blocksize=factor, mode="CRD" if op_type == "DepthToSpace" else None)
+    value = e.op(
+        op_type, value, blocksize=factor, mode="CRD" if op_type == "DepthToSpace" else None
+    )
     return reshape(e, value, e.out_shape, [])
 
 
@@ -306,7 +330,7 @@ def _pixel_unshuffle(e: Emitter, x: Any, factor: int) -> Value:
     value = reshape(e, x, split, source)
     n = len(lead)
     value = e.op("Transpose", value, perm=[*range(n), n, n + 2, n + 4, n + 1, n + 3])
-    return reshape(e, value, out, source[: n])
+    return reshape(e, value, out, source[:n])
 
 
 @emits("channel_shuffle", "native_channel_shuffle", moves=True)

@@ -132,7 +132,8 @@ def _sym_int(e: Emitter, a: Any) -> Value:
 
 @emits(math.floor, math.ceil, round)
 def _rounded(e: Emitter, a: Any) -> Value:
-    kind = {math.floor: "Floor", math.ceil: "Ceil"}.get(e.node.target, "Round")  # type: ignore
+    target: Any = e.node.target
+    kind = {math.floor: "Floor", math.ceil: "Ceil"}.get(target, "Round")
     return e.cast(e.op(kind, _number(e, a, torch.float64)), torch.float64, torch.int64)
 
 

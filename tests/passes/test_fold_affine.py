@@ -102,6 +102,43 @@ BEHIND: dict[str, tuple[Call, tuple[int, ...], int]] = {
 }
 
 
+def split_heads(m: Parts, x: torch.Tensor) -> Any:
+    q, k, v = m.wide(x).reshape(2, 5, 3, 2, 3).permute(2, 0, 3, 1, 4).unbind(0)
+    return q * 0.5, k * m.heads, v
+
+
+def split_selects(m: Parts, x: torch.Tensor) -> Any:
+    qkv = m.wide(x).reshape(2, 5, 3, 2, 3).permute(2, 0, 3, 1, 4)
+    return qkv[0] * 0.5, qkv[1] + m.columns, qkv[2]
+
+
+def split_chunks(m: Parts, x: torch.Tensor) -> Any:
+    q, k, v = m.wide(x).chunk(3, dim=-1)
+    return q * m.gamma, k.reshape(2, 5, 2, 3).transpose(1, 2) * m.heads, v - 1
+
+
+PARTS = {split_heads: 2, split_selects: 2, split_chunks: 3}
+
+
+@pytest.mark.parametrize("call", PARTS)
+def test_folds_into_the_channels_that_a_part_takes(call: Call) -> None:
+    model = Parts(call, wide=nn.Linear(4, 18))
+    check_pass(
+        FoldAffine(), model, torch.randn(ROWS), after=FOLDED, rewrites=PARTS[call], misses=[]
+    )
+
+
+def test_folds_into_every_layer_that_takes_a_part() -> None:
+    def call(m: Parts, x: torch.Tensor) -> Any:
+        a, b = (x * m.input_gamma + 1).chunk(2, -1)
+        return m.left(a), m.right(b)
+
+    model = Parts(call, left=nn.Linear(2, 3), right=nn.Linear(2, 3, bias=False))
+    check_pass(
+        FoldAffine(), model, torch.randn(ROWS), after=FOLDED, rewrites=2, misses=[]
+    )
+
+
 @pytest.mark.parametrize("case", BEHIND)
 def test_folds_into_the_layer_before(case: str) -> None:
     call, shape, rewrites = BEHIND[case]
@@ -124,6 +161,16 @@ NOT_BEHIND: dict[str, tuple[Call, tuple[int, ...], str | None]] = {
     "two layers": (lambda m, x: m.linear(x) + m.bare(x), ROWS, None),
     "another user": (
         lambda m, x: [(y := m.linear(x)) * m.gamma, F.relu(y)], ROWS, "has another user"
+    ),
+    "another user of the part": (
+        lambda m, x: [(y := m.linear(x).chunk(2, -1))[0] * 2, y[0] - y[1]], ROWS,
+        "has another user",
+    ),
+    "another user of overlapping parts": (
+        lambda m, x: [(y := m.linear(x))[..., :4] * 2, y[..., 3:].relu()], ROWS, "another user"
+    ),
+    "another user of other rows": (
+        lambda m, x: [(y := m.linear(x))[:, 0] * 2, y[:, 1].relu()], ROWS, "another user"
     ),
     "an activation in between": (lambda m, x: F.relu(m.linear(x)) * m.gamma, ROWS, None),
     "a wider result": (lambda m, x: m.linear(x[0, :1])[0, :1] * m.gamma, ROWS, None),

@@ -125,6 +125,13 @@ PATHS: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
     "mean": (lambda m, x: m.norm(m.linear(x).mean(1)), (2, 5, 4)),
     "mean, kept": (lambda m, x: m.norm(m.linear(x).transpose(1, 2).mean(2, True)), (2, 5, 4)),
     "slice and select": (lambda m, x: m.norm(m.linear(x)[:, 1:][:, 0]), (2, 5, 4)),
+    "channels sliced": (lambda m, x: m.norm(m.wide(x)[:, 2:8]), (3, 4)),
+    "channels split": (
+        lambda m, x: [m.norm((y := m.wide(x).split([2, 6, 4], 1))[1]), F.relu(y[0]), y[2]], (3, 4)
+    ),
+    "channels sliced apart": (
+        lambda m, x: [m.norm((y := m.wide(x))[:, 6:]), F.relu(y[:, :6])], (3, 4)
+    ),
     "average pool": (
         lambda m, x: m.norm(F.avg_pool1d(m.linear(x).transpose(1, 2), 2)), (2, 5, 4)
     ),
@@ -140,7 +147,9 @@ PATHS: dict[str, tuple[Callable[..., Any], tuple[int, ...]]] = {
 @pytest.mark.parametrize("case", PATHS)
 def test_folds_through(case: str) -> None:
     call, shape = PATHS[case]
-    model = Calls(call, linear=nn.Linear(4, 6), norm=nn.BatchNorm1d(6))
+    model = Calls(
+        call, linear=nn.Linear(4, 6), wide=nn.Linear(4, 12), norm=nn.BatchNorm1d(6)
+    )
     check_pass(FuseConvBn(), model, torch.randn(shape), after=FOLDED, rewrites=1, misses=[])
 
 
@@ -162,8 +171,15 @@ NOT_THROUGH: dict[str, tuple[Callable[..., Any], tuple[int, ...], str]] = {
         lambda m, x: m.norm(F.pad(m.linear(x).transpose(1, 2), (1, 0))), (2, 5, 4),
         "cannot be followed",
     ),
-    "channels sliced": (
-        lambda m, x: m.norm(m.wide(x)[:, 1:]), (2, 4), "cannot be followed"
+    "every second channel": (
+        lambda m, x: m.norm(m.wide(x)[:, ::2]), (2, 4), "cannot be followed"
+    ),
+    "overlapping channels": (
+        lambda m, x: [m.norm((y := m.wide(x))[:, :6]), F.relu(y[:, 5:])], (2, 4),
+        "has another user",
+    ),
+    "rows, read elsewhere too": (
+        lambda m, x: [m.norm((y := m.linear(x))[:1]), F.relu(y[1:])], (2, 4), "has another user"
     ),
 }
 
@@ -172,7 +188,7 @@ NOT_THROUGH: dict[str, tuple[Callable[..., Any], tuple[int, ...], str]] = {
 def test_does_not_fold_through(case: str) -> None:
     call, shape, reason = NOT_THROUGH[case]
     model = Calls(
-        call, linear=nn.Linear(4, 6), wide=nn.Linear(4, 7), norm=nn.BatchNorm1d(6)
+        call, linear=nn.Linear(4, 6), wide=nn.Linear(4, 12), norm=nn.BatchNorm1d(6)
     )
     check_pass(FuseConvBn(), model, torch.randn(shape), rewrites=0, misses=[reason])
 
@@ -388,7 +404,15 @@ def test_float32_keeps_the_precision_of_float32() -> None:
     check_pass(FuseConvBn(), model, image(), rewrites=1, double=False, tolerance=1e-6)
 
 
-@pytest.mark.parametrize("call", [levit, PATHS["transpose"][0], PATHS["mean"][0]])
+def sliced(m: Calls, x: torch.Tensor) -> torch.Tensor:
+    return m.norm(m.linear(x)[:, 1:].transpose(1, 2))
+
+
+def last(m: Calls, x: torch.Tensor) -> torch.Tensor:
+    return m.norm(m.linear(x)[:, -1])
+
+
+@pytest.mark.parametrize("call", [levit, PATHS["transpose"][0], PATHS["mean"][0], sliced, last])
 def test_folds_with_dynamic_sizes(call: Callable[..., Any]) -> None:
     model = Calls(call, linear=nn.Linear(4, 6), norm=nn.BatchNorm1d(6))
     graph, _ = check_pass(

@@ -1,0 +1,220 @@
+"""The benchmark: how passes scale, what compiling costs beside torch.onnx, and what it gains.
+
+    python tools/bench.py scale               time per node on synthetic graphs of 1k to 100k nodes
+    python tools/bench.py compile MODEL …     compile(backend="onnx") beside torch.onnx.export
+    python tools/bench.py latency MODEL …     backends beside eager, interleaved rounds
+
+Models are named as in torchvision.models. Times on a shared machine move by a third: compare the
+ratios, which come from interleaved rounds of one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import random
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import fxopt
+from fxopt.graph_module import GraphInfo, GraphModule
+from fxopt.normalize import canonical, node_name
+from fxopt.shapes import describe, fake_of, infer
+
+aten = torch.ops.aten
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("what", choices=("scale", "compile", "latency"))
+    parser.add_argument("models", nargs="*", default=["resnet18", "mobilenet_v2"])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--backends", nargs="+", default=["eager", "torchscript", "onnx"])
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(options.threads)
+    if options.what == "scale":
+        scale(options.sizes)
+    elif options.what == "compile":
+        for name in options.models:
+            compile_beside_torch(name)
+    else:
+        for name in options.models:
+            latency(name, options.backends, options.rounds, options.threads)
+
+
+# -- scale ------------------------------------------------------------------------------------------
+
+
+def scale(sizes: list[int]) -> None:
+    """Print microseconds per node for each default pass and the whole pipeline."""
+    for kind, build in (("chain", chain), ("dag", dag)):
+        print(f"{kind}: microseconds per node")
+        per_node: dict[str, list[float]] = {}
+        for size in sizes:
+            for name, seconds in _pass_times(lambda build=build, size=size: build(size)).items():
+                per_node.setdefault(name, []).append(seconds / size * 1e6)
+        print(f"  {'nodes':22}" + "".join(f"{size:>10,}" for size in sizes) + "    growth")
+        for name, values in per_node.items():
+            shown = "".join(f"{value:10.2f}" for value in values)
+            print(f"  {name:22}{shown}{values[-1] / max(values[0], 1e-9):9.2f}×")
+
+
+def _pass_times(build: Callable[[], GraphModule], repeats: int = 3) -> dict[str, float]:
+    """Return the seconds of each default pass, and of all with their checks and records."""
+    best: dict[str, float] = {}
+    for _ in range(repeats):
+        graph = build()
+        gc.collect()
+        gc.disable()
+        started = time.perf_counter()
+        optimized = fxopt.optimize(graph, verify="off")
+        whole = time.perf_counter() - started
+        gc.enable()
+        times = {step.name: step.seconds for step in optimized.story.steps}
+        for name, seconds in {**times, "all passes": sum(times.values()), "optimize()": whole}.items():
+            best[name] = min(best.get(name, seconds), seconds)
+    return best
+
+
+class _Builder:
+    """Builds a legal graph call by call, as capture would."""
+
+    def __init__(self) -> None:
+        self.mode = FakeTensorMode()
+        self.graph = fx.Graph()
+        self.constants: dict[str, torch.Tensor] = {}
+        self._values: dict[Any, Any] = {}
+        self.x = self.graph.placeholder("x")
+        self.x.meta["val"] = fake_of(torch.randn(4, 8), self.mode)
+
+    def constant(self, tensor: torch.Tensor) -> fx.Node:
+        name = f"c{len(self.constants)}"
+        self.constants[name] = tensor
+        node = self.graph.create_node("get_attr", name, name=name)
+        node.meta["val"] = fake_of(tensor, self.mode)
+        return node
+
+    def call(self, target: Any, *args: Any) -> fx.Node:
+        call = canonical(target, args, {}, describe)
+        node = self.graph.create_node(
+            "call_function", call.target, call.args, call.kwargs, name=node_name(call.target)
+        )
+        key = (call.target, tuple(a.meta["val"].shape for a in node.all_input_nodes))
+        if key not in self._values:
+            self._values[key] = infer(*call, self.mode)
+        node.meta["val"] = self._values[key]
+        return node
+
+    def finish(self, output: fx.Node) -> GraphModule:
+        self.graph.output((output,))
+        module = GraphModule(torch.nn.Module(), fx.Graph())
+        for name, tensor in self.constants.items():
+            module.set_constant(name, tensor)
+        module.meta["fxopt"] = GraphInfo(
+            None, self.mode, (torch.randn(4, 8),), sources=frozenset(self.constants),
+            state=frozenset(self.constants),
+        )  # fmt: skip
+        module.graph = self.graph
+        return module
+
+
+def chain(size: int) -> GraphModule:
+    """A chain in which every pass finds work: folds, no-ops, duplicates and dead ends."""
+    build = _Builder()
+    x = build.x
+    weight, bias = torch.nn.Parameter(torch.randn(8, 8) / 3), torch.randn(8)
+    made = 0
+    while made < size - 12:
+        w = build.constant(weight)
+        scaled = build.call(aten.mul.Tensor, w, 0.5)  # folds
+        x = build.call(aten.linear.default, x, scaled, build.constant(bias))
+        x = build.call(aten.relu.default, build.call(aten.relu.default, x))
+        x = build.call(aten.dropout.default, x, 0.5, False)
+        x = build.call(aten.permute.default, build.call(aten.permute.default, x, [1, 0]), [1, 0])
+        x = build.call(aten.add.Tensor, x, build.call(aten.sigmoid.default, x))
+        build.call(aten.tanh.default, x)  # dead
+        made += 12
+    return build.finish(x)
+
+
+def dag(size: int) -> GraphModule:
+    """A graph of random edges: each call takes two earlier ones, some of them far away."""
+    build, draw = _Builder(), random.Random(0)
+    nodes = [build.x, build.call(aten.relu.default, build.x)]
+    binary = (aten.add.Tensor, aten.mul.Tensor, aten.maximum.default)
+    unary = (aten.relu.default, aten.sigmoid.default, aten.tanh.default, aten.neg.default)
+    while len(nodes) < size:
+        if draw.random() < 0.5:
+            a = nodes[max(0, len(nodes) - 1 - int(draw.expovariate(0.05)))]
+            nodes.append(build.call(draw.choice(binary), nodes[-1], a))
+        else:
+            nodes.append(build.call(draw.choice(unary), nodes[-1 - draw.randrange(2)]))
+    return build.finish(nodes[-1])
+
+
+# -- compiling and running ----------------------------------------------------------------------------
+
+
+def _model(name: str) -> tuple[torch.nn.Module, torch.Tensor]:
+    from fxopt.vision import import_torchvision
+
+    torch.manual_seed(0)
+    model = import_torchvision().models.get_model(name, weights=None).eval()
+    side = 299 if name == "inception_v3" else 224
+    return model, torch.randn(1, 3, side, side)
+
+
+def compile_beside_torch(name: str) -> None:
+    """Print the seconds of both compilers, capture included, after one warm-up of each."""
+    model, x = _model(name)
+    times: dict[str, list[float]] = {"fxopt": [], "torch.onnx": []}
+    for attempt in range(3):
+        started = time.perf_counter()
+        fxopt.compile(model, x, backend="onnx", verify="off")
+        middle = time.perf_counter()
+        torch.onnx.export(model, (x,), dynamo=True, verbose=False)
+        ended = time.perf_counter()
+        if attempt:
+            times["fxopt"].append(middle - started)
+            times["torch.onnx"].append(ended - middle)
+    ours, theirs = min(times["fxopt"]), min(times["torch.onnx"])
+    print(f"{name:24} fxopt {ours:.2f} s, torch.onnx {theirs:.2f} s, ratio {ours / theirs:.2f}")
+
+
+def latency(name: str, backends: list[str], rounds: int, threads: int) -> None:
+    """Print medians and quartile spreads of interleaved rounds, beside eager."""
+    model, x = _model(name)
+    runners: dict[str, Callable[[], Any]] = {"plain eager": lambda: model(x)}
+    for backend in backends:
+        options = {"threads": threads} if backend == "onnx" else {}
+        compiled = fxopt.compile(model, x, backend=backend, **options)
+        runners[f"fxopt {backend}"] = lambda compiled=compiled: compiled(x)  # type: ignore[misc]
+    times: dict[str, list[float]] = {label: [] for label in runners}
+    with torch.no_grad():
+        for turn in range(rounds + 3):
+            for label, runner in runners.items():
+                started = time.perf_counter()
+                runner()
+                if turn >= 3:
+                    times[label].append((time.perf_counter() - started) * 1e3)
+    base = statistics.median(times["plain eager"])
+    print(f"{name}: batch 1, {threads} threads, {rounds} interleaved rounds")
+    for label, values in times.items():
+        low, middle, high = statistics.quantiles(values, n=4)
+        print(f"  {label:20} {middle:8.2f} ms ± {(high - low) / 2:5.2f}   {base / middle:5.2f}×")
+
+
+if __name__ == "__main__":
+    main()
