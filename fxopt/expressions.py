@@ -57,7 +57,8 @@ _POWERS = {"PowByNatural", "FloatPow", "LShift", "RShift"}
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<float>\d+\.\d*(?:e[+-]?\d+)?|\d+e[+-]?\d+)|(?P<int>\d+)"
-    r"|(?P<name>[A-Za-z_]\w*)|(?P<mark>\*\*|//|[-+*/%(),]))"
+    r"|(?P<name>[A-Za-z_]\w*)|(?P<mark>\*\*|//|[-+*/%(),]))",
+    re.ASCII,
 )
 
 
@@ -97,7 +98,9 @@ def parse(text: str, symbols: Mapping[str, sympy.Symbol]) -> sympy.Expr:
         result = parser.sum(0)
         if parser.token is not None:
             raise _refused(text, f"'{parser.token.text}' was not expected")
-    except (ArithmeticError, TypeError, ValueError, RecursionError) as error:
+    except ArtefactError:
+        raise
+    except Exception as error:  # sympy says in many ways that it does not like an expression
         raise _refused(text, str(error) or type(error).__name__) from error
     return result
 

@@ -76,8 +76,14 @@ _HIDDEN_ALIASES = {
 }
 
 
+# Operators whose result never shares memory, though a fake tensor may say so.
+_COPIES = {aten.clone.default, aten.lift_fresh_copy.default, aten._to_copy.default}
+
+
 def alias_of(node: fx.Node) -> fx.Node | None:
     """Return the argument whose memory `node`'s value shares, or None for memory of its own."""
+    if node.target in _COPIES:
+        return None
     if node.target in _HIDDEN_ALIASES:
         return None if node.args[2] is True else _node(node.args[0])
     if node.target is aten.type_as.default:
@@ -192,7 +198,6 @@ _BY_HAND = {
     aten.normal_.default: aten.normal_functional.default,
     aten.bernoulli_.float: aten.bernoulli.p,
     aten.zero_.default: aten.fill.Scalar,
-    aten.detach_.default: aten.detach.default,
 }
 
 

@@ -205,6 +205,7 @@ def _choose(
     if packet is None:
         raise OptionError(f"'{name}' is not one ATen operator; write the operators it stands for.")
     names = [overload] if overload else packet.overloads()
+    args, kwargs = _in_schema_words(packet, args, kwargs)
     best: tuple[int, OpOverload] | None = None
     preferred = ("default", "Tensor", "Tensor_Scalar", "int", "dim")  # where several fit as well
     for candidate in sorted(names, key=lambda n: preferred.index(n) if n in preferred else 9):
@@ -220,6 +221,20 @@ def _choose(
     if packed is not None:
         return _choose(name, packed, kwargs)
     raise OptionError(f"No form of aten.{name} takes the arguments {args!r} {kwargs!r}.")
+
+
+def _in_schema_words(
+    packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Rename the keywords that torch takes, and its operators' schemas do not know."""
+    known = {a.name for name in packet.overloads() for a in getattr(packet, name)._schema.arguments}
+    named = {key if key in known else _KEYWORDS.get(key, key): v for key, v in kwargs.items()}
+    if "input" in named and "input" not in known:
+        args = (named.pop("input"), *args)
+    return args, named
+
+
+_KEYWORDS = {"axis": "dim", "keepdims": "keepdim"}
 
 
 def _packed(args: tuple[Any, ...]) -> tuple[Any, ...] | None:

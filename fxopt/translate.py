@@ -39,6 +39,7 @@ _RESHAPES_ITSELF = {
     aten.unsqueeze_.default: aten.unsqueeze.default,
     aten.transpose_.default: aten.transpose.int,
     aten.t_.default: aten.t.default,
+    aten.detach_.default: aten.detach.default,
     aten.swapaxes_.default: aten.transpose.int,
     aten.swapdims_.default: aten.transpose.int,
 }

@@ -58,9 +58,9 @@ def remove_dropout(x: Value) -> Value:
 )
 def remove_copy(x: Value, layout: Any) -> Value | str:
     """clone(x) = contiguous(x) = x"""
-    if layout not in (None, torch.preserve_format, torch.contiguous_format):
-        return f"it asks for the memory layout {layout}"
-    return x
+    if layout in (None, 0, torch.preserve_format, torch.contiguous_format):  # 0: in the schema
+        return x
+    return f"it asks for the memory layout {layout}"
 
 
 @rule(

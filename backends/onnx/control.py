@@ -53,7 +53,7 @@ def _inner(e: Emitter, graph: Any, name: str, values: Sequence[Value]) -> Emitte
 
 def _results(inner: Emitter) -> list[Value]:
     """Return the values of a sub-graph's outputs, each made inside of it."""
-    made = {node for node in inner.nodes}
+    made = set(inner.nodes)
     outputs: list[Value] = []
     for node in results_of(inner.graph):
         inner.node = inner.graph.output_node
@@ -66,12 +66,7 @@ def _results(inner: Emitter) -> list[Value]:
 
 
 def _named(inner: Emitter, name: str, inputs: list[Value], outputs: list[Value]) -> ir.Graph:
-    for made in inner.nodes:
-        if made.name is None:
-            made.name = inner.reserve(made.op_type)
-        for value in made.outputs:
-            if value.name is None:
-                value.name = inner.reserve(made.name)
+    inner.name_all()
     return ir.Graph(inputs, outputs, nodes=inner.nodes, name=name)
 
 
@@ -87,7 +82,7 @@ def _branch(e: Emitter, graph: Any, operands: list[Value], name: str) -> ir.Grap
 def _while_loop(
     e: Emitter, test: Any, body: Any, carried: Sequence[Any], extra: Sequence[Any] = ()
 ) -> list[Value]:
-    """Loop carries the condition of the next turn, so the test runs before and at the end of each."""
+    """Loop carries the condition of the next turn: the test runs before, and ends each turn."""
     if not all(isinstance(x, fx.Node) and isinstance(x.meta["val"], torch.Tensor) for x in carried):
         e.fail("a loop that carries numbers; make them tensors")
     begin = [e.value(x) for x in carried]

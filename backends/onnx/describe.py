@@ -39,6 +39,13 @@ def plain(size: Any) -> Any:
     return size
 
 
+def number_dtype(value: Any) -> torch.dtype:
+    """Return the dtype in which a number, perhaps a symbolic one, is computed."""
+    if isinstance(value, (bool, torch.SymBool)):
+        return torch.bool
+    return torch.float64 if isinstance(value, (float, torch.SymFloat)) else torch.int64
+
+
 def dimensions(shape: Sequence[Any]) -> list[Any]:
     """Return sizes as ONNX dimensions: integers, and symbols by name."""
     sizes = [plain(size) for size in shape]

@@ -19,7 +19,6 @@ from torch import fx
 
 from fxopt.backends.onnx.describe import (
     all_rules,
-    attribute,
     describe,
     has_shadow,
     refusal,
@@ -41,7 +40,7 @@ _DROPPED = {
 }
 
 
-class Emitter:
+class Emitter(Builder):
     """Builds the ONNX graph of one dialect graph; emitters get it as their first argument."""
 
     def __init__(
@@ -53,24 +52,15 @@ class Emitter:
         parent: Emitter | None = None,
         scope: str = "",
     ) -> None:
+        super().__init__(opset, parent, scope)
         self.graph = graph
-        self.opset = opset
         self.on_cpu = on_cpu
-        self.parent = parent
-        self.scope = scope
         self.node: fx.Node = graph.output_node  # the node being emitted
-        self.nodes: list[ir.Node] = []
-        self.notes: dict[str, None] = parent.notes if parent else {}
-        self.initializers: dict[str, Value] = parent.initializers if parent else {}
         self.state: dict[str, Value] = parent.state if parent else {}  # mutated constants: inputs
-        self.functions: dict[Any, ir.Function] = parent.functions if parent else {}
-        self._shared: dict[Any, Value] = parent._shared if parent else {}
-        self._taken: set[str] = parent._taken if parent else set()
         self._computed: dict[Any, Value] = dict(parent._computed) if parent else {}
         self._values: dict[fx.Node, Any] = {}
         self._shadowed: dict[Value, Value] = {}
         self._shadowing = False
-        self._fresh: list[ir.Node] = []
         self._readers: dict[int, list[fx.Node]] | None = None
 
     # -- what an emitter asks about its arguments -----------------------------------------------
@@ -122,42 +112,7 @@ class Emitter:
         """Raise the LoweringError that says what cannot be expressed, where, and what to do."""
         raise refusal(self.node, reason, remedy)
 
-    def note(self, sentence: str) -> None:
-        """Record something that the report should say about this lowering."""
-        self.notes[sentence] = None
-
     # -- building -------------------------------------------------------------------------------
-
-    def op(self, op_type: str, *inputs: Any, domain: str = "", **attributes: Any) -> Value:
-        """Append an ONNX node of one output.
-
-        Inputs are fx nodes, ONNX values, None (left out) or lists of integers; attributes that are
-        None are left out.
-        """
-        return self.ops(op_type, *inputs, outputs=1, domain=domain, **attributes)[0]
-
-    def ops(
-        self, op_type: str, *inputs: Any, outputs: int, domain: str = "", **attributes: Any
-    ) -> Sequence[Value]:
-        """Append an ONNX node of several outputs; see `op`."""
-        values = [None if x is None else self.value(x) for x in inputs]
-        while values and values[-1] is None:
-            values.pop()
-        node = ir.Node(
-            domain,
-            op_type,
-            values,
-            [attribute(name, given) for name, given in attributes.items() if given is not None],
-            num_outputs=outputs,
-        )
-        self.nodes.append(node)
-        self._fresh.append(node)
-        return node.outputs
-
-    def adopt(self, nodes: Sequence[ir.Node]) -> None:
-        """Append ONNX nodes that were made elsewhere for the node being emitted."""
-        self.nodes.extend(nodes)
-        self._fresh.extend(nodes)
 
     def value(self, x: Any) -> Value:
         """Return the ONNX value of an fx node, a list of integers or sizes, or a value itself."""
@@ -183,10 +138,6 @@ class Emitter:
             return self.cast(self.value(x), self.dtype(x), dtype)
         return self.number(x, dtype)
 
-    def cast(self, value: Value, source: torch.dtype, target: torch.dtype) -> Value:
-        """Convert a value of dtype `source` to dtype `target`."""
-        return value if source == target else self._cast(value, target)
-
     def number(self, x: Any, dtype: torch.dtype) -> Value:
         """Return a number (or symbolic number) as a value without dimensions."""
         if not isinstance(x, fx.Node):
@@ -194,25 +145,8 @@ class Emitter:
         key = (x, dtype, "number")
         if key not in self._computed:
             value = self.op("Squeeze", self.raw(x), [0])
-            source = (
-                torch.float64
-                if isinstance(x.meta["val"], (float, torch.SymFloat))
-                else (
-                    torch.bool if isinstance(x.meta["val"], (bool, torch.SymBool)) else torch.int64
-                )
-            )
-            self._computed[key] = self.cast(value, source, dtype)
+            self._computed[key] = self.cast(value, number_dtype(x.meta["val"]), dtype)
         return self._computed[key]
-
-    def constant(self, given: np.ndarray[Any, Any] | torch.Tensor) -> Value:
-        """Return a small constant; equal ones are one."""
-        array = tensor_of(given, "").numpy() if isinstance(given, torch.Tensor) else given
-        key = (array.dtype.str, str(array.dtype), array.shape, array.tobytes())
-        found = self._shared.get(key)
-        if found is None:
-            name = self._unique(f"constant_{len(self._shared)}")
-            found = self._shared[key] = self._initializer(name, ir.Tensor(array, name=name))
-        return found
 
     def weight(
         self, node: fx.Node, how: str, change: Callable[[torch.Tensor], torch.Tensor]
@@ -221,12 +155,12 @@ class Emitter:
         tensor = self.tensor(node)
         assert tensor is not None
         key = (id(tensor), how)
-        if key not in self._shared:
+        if key not in self.shared:
             with torch.no_grad():
                 changed = change(tensor.detach()).clone(memory_format=torch.contiguous_format)
-            name = self._unique(f"{node.target}.{how}")
-            self._shared[key] = self._initializer(name, tensor_of(changed, name))
-        return self._shadow(self._shared[key], tensor.dtype)
+            name = self.reserve(f"{node.target}.{how}")
+            self.shared[key] = self.initializer(name, tensor_of(changed, name))
+        return self._shadow(self.shared[key], tensor.dtype)
 
     # -- shapes ---------------------------------------------------------------------------------
 
@@ -281,16 +215,20 @@ class Emitter:
             if isinstance(item.meta.get("val"), torch.Tensor):  # a size given as a tensor
                 value = self.op("Reshape", self.operand(item, torch.int64), [1])
             return value
-        if isinstance(item, torch.SymInt):
-            key = (str(item.node.expr), "size")
-            if key in self._computed:
-                return self._computed[key]
-            for node in self.graph.placeholders:
-                if isinstance(node.meta.get("val"), torch.Tensor):
-                    for axis, size in enumerate(node.meta["val"].shape):
-                        if not isinstance(size, int) and size.node.expr == item.node.expr:
-                            return self.size_value(node, axis)
-        self.fail(f"the size {item} is not computed by any node of the graph")
+        key = (str(item.node.expr), "size")
+        if key not in self._computed:
+            node, axis = self._carrier(item)
+            self.size_value(node, axis)
+        return self._computed[key]
+
+    def _carrier(self, size: Any) -> tuple[fx.Node, int]:
+        """Return a node that has this symbolic size, and at which dimension."""
+        for node in self._values:
+            fake = node.meta.get("val")
+            for axis, one in enumerate(fake.shape if isinstance(fake, torch.Tensor) else ()):
+                if not isinstance(one, int) and one.node.expr == size.node.expr:
+                    return node, axis
+        self.fail(f"the size {size} is not computed by any node of the graph")
 
     # -- the walk -------------------------------------------------------------------------------
 
@@ -305,7 +243,7 @@ class Emitter:
         if getattr(getattr(target, "_schema", None), "name", "").removeprefix("aten::") in _DROPPED:
             return
         rule = all_rules().get(target)
-        self._fresh = []
+        self.fresh = []
         if rule is None:
             from fxopt.backends.onnx.fallback import translate
 
@@ -341,17 +279,17 @@ class Emitter:
         if shadow is None:
             return value
         if value not in self._shadowed:
-            self._shadowed[value] = self._cast(value, shadow)
+            self._shadowed[value] = self.convert(value, shadow)
         return self._shadowed[value]
 
     def _back(self, value: Value, fake: Any) -> Value:
         if isinstance(fake, torch.Tensor) and fake.dtype in SHADOWS_ON_CPU:
-            return self._cast(value, fake.dtype)
+            return self.convert(value, fake.dtype)
         return value
 
     def _finish(self, node: fx.Node, result: Any) -> None:
         """Name what was built for `node`, and record the shapes of its results."""
-        fresh = set(self._fresh)
+        fresh = set(self.fresh)
         results = result if isinstance(result, list) else [result]
         fakes = node.meta.get("val")
         several = isinstance(fakes, (list, tuple))
@@ -360,19 +298,19 @@ class Emitter:
                 continue
             fake = fakes[index] if several and index < len(fakes) else fakes
             if value.name is None:
-                value.name = self._unique(f"{node.name}_{index}" if several else node.name)
+                value.name = self.reserve(f"{node.name}_{index}" if several else node.name)
             if isinstance(fake, torch.Tensor):
                 describe(value, fake)
         last = results[0].producer() if results and results[0] is not None else None
         path = node.meta.get("path")
-        for made in self._fresh:
+        for made in self.fresh:
             if made.name is None:
-                made.name = self._unique(
+                made.name = self.reserve(
                     node.name if made is last else f"{node.name}.{made.op_type}", kind="node"
                 )
             for value in made.outputs:
                 if value.name is None:
-                    value.name = self._unique(made.name)
+                    value.name = self.reserve(made.name)
             if path:
                 made.metadata_props["fxopt.path"] = str(path)
 
@@ -393,34 +331,10 @@ class Emitter:
             return self.state[name]
         tensor = self.graph.value(node)
         key = (id(tensor), "itself")
-        if key not in self._shared:
+        if key not in self.shared:
             if not isinstance(tensor, torch.Tensor) or tensor.dtype not in ONNX_DTYPES:
                 raise refusal(node, f"ONNX has no constant of type {getattr(tensor, 'dtype', '?')}")
-            unique = self._unique(self.scope + name)
+            unique = self.reserve(name)
             own = tensor.detach().clone(memory_format=torch.contiguous_format)
-            self._shared[key] = self._initializer(unique, tensor_of(own, unique))
-        return self._shared[key]
-
-    def _initializer(self, name: str, tensor: Any) -> Value:
-        value = Value(
-            name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
-        )
-        self.initializers[name] = value
-        return value
-
-    def _cast(self, value: Value, dtype: torch.dtype) -> Value:
-        if dtype not in ONNX_DTYPES:
-            self.fail(f"ONNX has no type {dtype}")
-        return self.op("Cast", value, to=int(ONNX_DTYPES[dtype]))
-
-    def reserve(self, name: str) -> str:
-        """Return `name`, or a variant of it that nothing else in the file bears."""
-        return self._unique(name)
-
-    def _unique(self, name: str, kind: str = "") -> str:
-        name = self.scope + name if not name.startswith(self.scope) else name
-        candidate, count = name, 1
-        while kind + candidate in self._taken:
-            candidate, count = f"{name}.{count}", count + 1
-        self._taken.add(kind + candidate)
-        return candidate
+            self.shared[key] = self.initializer(unique, tensor_of(own, unique))
+        return self.shared[key]

@@ -96,7 +96,8 @@ def _by_torch(e: Emitter, *_: Any, **__: Any) -> Any:
         for index, value in enumerate(made.inputs):
             if value in stand_ins:
                 made.replace_input_with(index, stand_ins[value])
-        made.name, made.version = None, None
+        made.name = None
+        made.version = None
         for value in made.outputs:
             value.name = None
         e.adopt([made])
@@ -160,6 +161,7 @@ def _by_parts(e: Emitter, node: fx.Node, target: OpOverload) -> Any:
     if traced is None:
         return None
     graph = _canonical(traced)
+    e.kept.append(graph)
     inner = Emitter(graph, e.opset, on_cpu=e.on_cpu, parent=e, scope=f"{e.scope}{node.name}.")
     for placeholder, argument in zip(graph.placeholders, given, strict=True):
         inner.bind(placeholder, e.raw(argument))

@@ -77,7 +77,7 @@ def _take(e: Emitter, x: Any, index: Any) -> Value:
 
 
 def spelled_out(e: Emitter, indices: list[Any]) -> dict[int, tuple[Value, Any]]:
-    """Return the integer index of each indexed dimension, with its sizes; a mask becomes several."""
+    """Return the integer index of each indexed dimension, and its sizes; a mask is several."""
     found: dict[int, tuple[Value, Any]] = {}
     dim = 0
     for index in indices:

@@ -137,19 +137,12 @@ def _output(
 def _model(
     emitter: Emitter, graph: GraphModule, inputs: list[Value], outputs: list[Value], opset: int
 ) -> ir.Model:
-    for made in emitter.nodes:
-        if made.name is None:
-            made.name = emitter.reserve(made.op_type)
-        for value in made.outputs:
-            if value.name is None:
-                value.name = emitter.reserve(made.name)
-    made_by_use = [value for value in emitter.initializers.values() if value.uses()]
-    initializers = [*made_by_use, *emitter.state.values()]
+    emitter.name_all()
+    used = [value for value in emitter.initializers.values() if value.uses()]
+    initializers = [*used, *emitter.state.values()]
     opsets = {"": opset}
     for domain in sorted({made.domain for made in emitter.nodes if made.domain}):
         opsets[domain] = 1
-    for function in emitter.functions.values():
-        opsets[function.domain] = 1
     built = ir.Graph(
         inputs,
         outputs,
@@ -162,12 +155,11 @@ def _model(
         built,
         ir_version=IR_VERSION if opset < 23 else 11,
         producer_name="fxopt",
-        functions=list(emitter.functions.values()),
     )
 
 
 def check(model: ir.Model) -> None:
-    """Check the model against ONNX's rules, with its types and shapes; large constants as inputs."""
+    """Check the model against ONNX's rules, types and shapes; large constants stand as inputs."""
     import onnx
 
     proto, weights = split_weights(model)

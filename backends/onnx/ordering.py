@@ -24,7 +24,7 @@ def _topk(
 
 
 def _sorted(e: Emitter, x: Any, dim: int, descending: bool) -> list[Value]:
-    """All of a dimension in order; ONNX keeps equal elements in theirs, so this is a stable sort."""
+    """Sort a whole dimension; equal elements keep their order, so the sort is stable."""
     if not shape_of(x):
         return [e.value(x), e.number(0, torch.int64)]
     dtype = e.dtype(x)

@@ -32,7 +32,7 @@ def _replication(e: Emitter, x: Any, pad: list[Any]) -> Value:
 
 
 def _padded(e: Emitter, x: Any, pad: list[Any], mode: str, number: Any) -> Value:
-    """PyTorch lists (before, after) from the last dimension backwards; ONNX all before, then after."""
+    """PyTorch lists (before, after) from the last dimension on; ONNX all before, then all after."""
     rank, dtype = len(shape_of(x)), e.out_dtype
     if all(isinstance(width, int) and width == 0 for width in pad):
         return e.value(x)

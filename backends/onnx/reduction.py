@@ -1,4 +1,4 @@
-"""Reductions over dimensions: sums, means, norms, extremes, variances, logical ones, cumulations."""
+"""Reductions over dimensions: sums, means, norms, extremes, variances; and cumulations."""
 
 from __future__ import annotations
 

@@ -225,7 +225,7 @@ def _slice_scatter(
     parts = [value]
     if start != 0:
         parts.insert(0, e.op("Slice", x, [0], [start], [dim]))
-    if not (isinstance(end, int) and (end == END or end == size)):
+    if not isinstance(end, int) or end not in (END, size):
         parts.append(e.op("Slice", x, [end], [END], [dim]))
     return parts[0] if len(parts) == 1 else e.op("Concat", *parts, axis=dim)
 

@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from fxopt.backends.onnx.arithmetic import floor_divide
+from fxopt.backends.onnx.describe import number_dtype
 from fxopt.backends.onnx.emit import Emitter, Value
 from fxopt.backends.onnx.registry import emits
 
@@ -34,11 +35,7 @@ def _item(e: Emitter, x: Any) -> Value:
 
 def _dtype(x: Any) -> torch.dtype:
     value = x.meta["val"] if isinstance(x, fx.Node) else x
-    if isinstance(value, torch.Tensor):
-        return value.dtype
-    if isinstance(value, (bool, torch.SymBool)):
-        return torch.bool
-    return torch.float64 if isinstance(value, (float, torch.SymFloat)) else torch.int64
+    return value.dtype if isinstance(value, torch.Tensor) else number_dtype(value)
 
 
 def _number(e: Emitter, x: Any, dtype: torch.dtype) -> Value:

@@ -1,0 +1,297 @@
+"""`fxopt compile`: from a model's name to an artefact and a report."""
+
+from __future__ import annotations
+
+import difflib
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch.export import ExportedProgram
+
+from fxopt.capture import bind_inputs
+from fxopt.cli.model import load_model, load_object
+from fxopt.cli.recipe import recipe_option
+from fxopt.cli.screen import Screen
+from fxopt.cli.values import InputSpec, InputType, OptionType, PassesType, draw_inputs, dynamic_shapes
+from fxopt.compile import PRECISIONS, compile, default_passes
+from fxopt.compiled import CompiledModel
+from fxopt.errors import ArtefactError
+from fxopt.graph_module import GraphModule
+from fxopt.inputs import Inputs, evaluation, infer_inputs, map_tensors
+from fxopt.pipeline import ON_ERROR, VERIFY
+from fxopt.registry import classes
+
+model_argument = click.argument("model")
+trust_option = click.option(
+    "--trust", is_flag=True, help="Read a .pt2 file although reading it can run code stored in it."
+)
+input_option = click.option(
+    "--input", type=InputType(), multiple=True,
+    help="An example input: 1x3x224x224:float32, or ids=1x128:int64 for a keyword. Once per input, in "
+    "order. Without any, they are inferred from the model.",
+)  # fmt: skip
+dynamic_option = click.option(
+    "--dynamic", multiple=True, metavar="[NAME:]DIM",
+    help="A dimension that may vary: 0 for the first of every input, NAME:0 for that of one.",
+)  # fmt: skip
+passes_option = click.option(
+    "--passes", type=PassesType(),
+    help="The passes to run, instead of the default list: a,b(option=1). The word default stands "
+    "for the default list, none for an empty one.",
+)  # fmt: skip
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
+
+
+@click.command("compile", short_help="Optimize a model and lower it to a backend.")
+@model_argument
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the artefact here.")
+@click.option("--backend", help="What to lower to (default: what --output's suffix says, else eager).")
+@input_option
+@dynamic_option
+@passes_option
+@click.option("--precision", metavar="|".join(PRECISIONS), help="Compute in this dtype throughout.")
+@click.option(
+    "--verify", default="final", show_default=True, metavar="final|each|off|FILE.py:FUNCTION",
+    help="Compare with the original: at the end, after each pass, or not; or let a function judge "
+    "the result, which returns False to refuse it.",
+)  # fmt: skip
+@click.option(
+    "--tolerance", type=click.FloatRange(min=0.0),
+    help="The bound on max |Δ| / max |reference| (default: what the dtype and the model warrant).",
+)  # fmt: skip
+@click.option(
+    "--on-error", type=click.Choice(ON_ERROR), default="raise", show_default=True,
+    help="What to do about a pass that fails: stop, or undo it and go on.",
+)  # fmt: skip
+@click.option("--option", type=OptionType(), multiple=True, help="An option of the backend; see `fxopt backends`.")
+@click.option("--benchmark", is_flag=True, help="Measure the result beside the model itself.")
+@recipe_option
+@trust_option
+@json_option
+@quiet_option
+def compile_command(
+    model: str,
+    output: Path | None,
+    backend: str | None,
+    input: tuple[InputSpec, ...],
+    dynamic: tuple[str, ...],
+    passes: list[str] | None,
+    precision: str | None,
+    verify: str,
+    tolerance: float | None,
+    on_error: str,
+    option: tuple[tuple[str, Any], ...],
+    benchmark: bool,
+    trust: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Optimize MODEL and lower it to a backend; report what each pass did.
+
+    \b
+    fxopt compile torchvision.models:resnet18 -o resnet18.onnx --benchmark
+    fxopt compile mine.py:make --input 1x16:int64 --dynamic 0 --backend onnx -o mine.onnx
+    """
+    screen = Screen(as_json=as_json, quiet=quiet)
+    with screen.job():
+        shapes = dynamic_shapes(dynamic)
+        judge = _judge(verify)
+        _check_writable(output)
+        chosen = backend or _backend_for(output)
+        screen.progress(f"load {model}")
+        loaded = load_model(model, trust=trust)
+        inputs = example_inputs(model, loaded, input)
+        compiled: CompiledModel = compile(
+            loaded, inputs, backend=chosen, passes=expand(passes), dynamic_shapes=shapes,
+            precision=precision, verify=judge, tolerance=tolerance, on_error=on_error,
+            progress=screen.progress, **dict(option),
+        )  # fmt: skip
+        _complete_recipe(compiled, model, input, dynamic, verify)
+        if output is not None:
+            screen.progress(f"write {output}")
+            compiled.save(output)
+        speed = None
+        if benchmark:
+            screen.progress("benchmark")
+            speed = race(loaded, inputs, compiled)
+    _show(screen, compiled, output, speed)
+
+
+def example_inputs(spec: str, model: Any, specs: tuple[InputSpec, ...]) -> Inputs | None:
+    """Return the inputs to capture with; None for a model that holds its own.
+
+    Raises UsageError where none are given and none can be inferred.
+    """
+    given = draw_inputs(specs, model)
+    if given is not None or isinstance(model, (GraphModule, ExportedProgram)):
+        return given
+    inferred = infer_inputs(model)
+    if inferred is None:
+        raise click.UsageError(
+            f"{spec} does not say what inputs it takes. Give them: --input 1x3x224x224:float32, or "
+            "--input NAME=SHAPE:DTYPE."
+        )
+    return inferred
+
+
+def expand(passes: list[str] | None) -> list[Any] | None:
+    """Return the passes with the default list in the place of the word `default`."""
+    if passes is None:
+        return None
+    expanded: list[Any] = []
+    for one in passes:
+        expanded += default_passes() if one == "default" else [one]
+    return expanded
+
+
+def _judge(verify: str) -> str | Callable[[Any], Any]:
+    if verify in VERIFY:
+        return verify
+    if ":" not in verify:
+        near = difflib.get_close_matches(verify, VERIFY, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise click.UsageError(
+            f"--verify '{verify}' is none of {', '.join(VERIFY)}, nor FILE.py:FUNCTION.{hint}"
+        )
+    judge = load_object(verify)
+    if not callable(judge):
+        raise click.UsageError(f"--verify {verify} is a {type(judge).__name__}, not a function.")
+    return judge  # type: ignore[no-any-return]
+
+
+def _backend_for(output: Path | None) -> str:
+    """The backend whose artefacts have this suffix."""
+    suffix = output.suffix if output is not None else None
+    for name, cls in classes("backends").items():
+        if cls.suffix == suffix:  # type: ignore[attr-defined]
+            return name
+    return "eager"
+
+
+def _check_writable(output: Path | None) -> None:
+    """Fail before the work where the output could not be written after it."""
+    if output is None:
+        return
+    if output.is_dir():
+        raise ArtefactError(f"Cannot write '{output}': it is a folder. Give a file name.")
+    if not output.absolute().parent.is_dir():
+        raise ArtefactError(f"Cannot write '{output}': there is no folder '{output.parent}'.")
+
+
+def _complete_recipe(
+    compiled: CompiledModel,
+    model: str,
+    specs: tuple[InputSpec, ...],
+    dynamic: tuple[str, ...],
+    verify: str,
+) -> None:
+    """Add to the story's recipe what only the command line knows, in its own words."""
+    assert compiled.story is not None
+    settings = {k: v for k, v in compiled.story.recipe.items() if k not in ("dynamic_shapes", "verify")}
+    recipe: dict[str, Any] = {"model": model}
+    if specs:
+        recipe["input"] = [str(spec) for spec in specs]
+    if dynamic:
+        recipe["dynamic"] = list(dynamic)
+    if verify != "final":
+        settings["verify"] = verify
+    compiled.story.recipe = {**recipe, **settings}
+
+
+def _show(
+    screen: Screen, compiled: CompiledModel, output: Path | None, speed: Speed | None
+) -> None:
+    report = compiled.report
+    if screen.as_json:
+        document = report.to_json()
+        document["output"] = str(output) if output is not None else None
+        document["benchmark"] = vars(speed) if speed is not None else None
+        screen.document(document)
+        return
+    screen.show(report)
+    if output is not None:
+        screen.show(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
+    if speed is not None:
+        screen.show(str(speed))
+
+
+# -- the race ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Median latencies of the compiled model and of the model itself, in milliseconds."""
+
+    backend: str
+    compiled_ms: float
+    eager_ms: float
+    rounds: int
+    threads: int
+
+    def __str__(self) -> str:
+        return (
+            f"speed: {self.compiled_ms:.2f} ms on {self.backend}, {self.eager_ms:.2f} ms for the model "
+            f"itself in PyTorch: {self.eager_ms / self.compiled_ms:.2f} times as fast (medians of "
+            f"{self.rounds} calls each, {self.threads} threads)"
+        )
+
+
+def race(
+    model: Any, inputs: Inputs | None, compiled: CompiledModel, *, rounds: int = 30, lap: int = 5
+) -> Speed:
+    """Measure both by turns, `lap` calls each, so that a busy machine slows both alike."""
+    calls = {"eager": _eager_call(model, inputs), "compiled": _compiled_call(compiled, model, inputs)}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    flags = evaluation(model) if isinstance(model, torch.nn.Module) else nullcontext()
+    with torch.no_grad(), flags:
+        for call in calls.values():
+            call()
+        for _ in range(0, rounds, lap):
+            for name, call in calls.items():
+                call()  # caches and threads are the other's
+                for _ in range(lap):
+                    started = time.perf_counter()
+                    call()
+                    times[name].append((time.perf_counter() - started) * 1e3)
+    return Speed(
+        compiled.backend.name,
+        statistics.median(times["compiled"]),
+        statistics.median(times["eager"]),
+        len(times["eager"]),
+        torch.get_num_threads(),
+    )
+
+
+def _eager_call(model: Any, inputs: Inputs | None) -> Callable[[], Any]:
+    if isinstance(model, GraphModule):
+        return lambda: model.run(*model.info.example_inputs)
+    if isinstance(model, ExportedProgram):
+        module, (args, kwargs) = model.module(), model.example_inputs or ((), {})
+        return lambda: module(*args, **kwargs)
+    bound = bind_inputs(model, inputs)
+    return lambda: model(*bound.args, **bound.kwargs)
+
+
+def _compiled_call(compiled: CompiledModel, model: Any, inputs: Inputs | None) -> Callable[[], Any]:
+    """Call it with what the model itself gets, in the dtype that it was compiled for."""
+    if isinstance(model, (GraphModule, ExportedProgram)):
+        assert compiled.graph is not None
+        flat = compiled.graph.info.example_inputs
+        return lambda: compiled.executable.run(*flat)
+    bound = bind_inputs(model, inputs)
+    floats = [leaf.dtype for leaf in compiled.signature.tensors if leaf.dtype and leaf.dtype.is_floating_point]
+    dtype = floats[0] if floats and len(set(floats)) == 1 else None
+
+    def cast(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+    args, kwargs = map_tensors((bound.args, bound.kwargs), cast)
+    return lambda: compiled(*args, **kwargs)
