@@ -1,23 +1,316 @@
-"""fxopt's own artefact, `model.fxopt`."""
+"""fxopt's own artefact, `model.fxopt`: a graph, its constants and a manifest in one file.
+
+    manifest.json          how the model is called, and what was done to it (fxopt.manifest)
+    graph.json             nodes, sub-graphs, symbolic sizes, flags of the constants
+    constants.safetensors  every constant, those that share memory once
+    examples.safetensors   the example inputs, in a pickled graph only: a file holds their ranges
+    checksums              of the parts above
+
+Reading never runs code from the file (see fxopt.rebuild). Pickle and deepcopy of a GraphModule go
+through the same format.
+"""
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+import sympy
+import torch
+from torch import fx
+
+from fxopt import operators
+from fxopt.container import CONSTANTS, EXAMPLES, GRAPH, MANIFEST, STORED, Content, write_container
+from fxopt.container import open_container as _open
+from fxopt.container import reading as _reading
+from fxopt.encode import dtype_name, encode
+from fxopt.errors import ArtefactError
+from fxopt.files import atomic_path
 from fxopt.graph_module import GraphModule
+from fxopt.manifest import (
+    FORMAT,
+    check_format,
+    dump,
+    encode_signature,
+    fxopt_version,
+    parse_json,
+    write_size,
+)
+from fxopt.rebuild import rebuild
+
+_META = ("path", "module", "source", "rule", "replaces", "switch")  # what a node keeps
 
 
 def write_artefact(path: Path, graph: GraphModule, manifest: str) -> None:
-    raise NotImplementedError
+    """Write a graph and its manifest, atomically; the same graph gives the same bytes.
+
+    Raises ArtefactError where the path cannot be written or the graph holds what cannot be saved.
+    """
+    members = {MANIFEST: manifest.encode(), **_members(graph, with_examples=False)}
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        write_container(file, members)
 
 
 def read_artefact(path: Path) -> tuple[GraphModule, str]:
-    raise NotImplementedError
+    """Read a graph and its manifest; raise ArtefactError for a file that is damaged or foreign."""
+    with _open(path) as container:
+        manifest = container.text(MANIFEST)
+        check_format(parse_json(manifest))
+        content = parse_json(container.text(GRAPH))
+        check_format(content)
+        return rebuild(content, container.tensors(CONSTANTS), {}), manifest
 
 
-def graph_to_bytes(graph: GraphModule) -> bytes:
-    raise NotImplementedError
+def graph_to_bytes(graph: GraphModule, *, with_examples: bool = True) -> bytes:
+    """Return a graph as bytes, with the values of its example inputs or only their ranges."""
+    file = io.BytesIO()
+    write_container(file, _members(graph, with_examples=with_examples))
+    return file.getvalue()
 
 
 def graph_from_bytes(content: bytes) -> GraphModule:
-    raise NotImplementedError
+    """Return the graph that `graph_to_bytes` wrote; raise ArtefactError for anything else."""
+    with _reading(b""):
+        with _open(bytes(content)) as container:
+            graph = parse_json(container.text(GRAPH))
+            check_format(graph)
+            examples = container.tensors(EXAMPLES) if EXAMPLES in container.names else {}
+            return rebuild(graph, container.tensors(CONSTANTS), examples)
+
+
+# -- the graph as JSON ----------------------------------------------------------------------------
+
+
+def _members(graph: GraphModule, *, with_examples: bool) -> dict[str, Content]:
+    info = graph.info
+    flags, tensors = _constants(graph)
+    examples, values = _examples(info.example_inputs, with_examples)
+    content = {
+        "format": FORMAT,
+        "fxopt": fxopt_version(),
+        "name": info.model_name,
+        "training": graph.training,
+        "signature": None if info.signature is None else encode_signature(info.signature),
+        "symbols": _symbols(graph),
+        "graph": _graph(graph),
+        "constants": flags,
+        "examples": examples,
+        "sources": sorted(info.sources),
+        "state": sorted(info.state),
+        "ties": {name: list(names) for name, names in sorted(info.ties.items())},
+        "regularizers": list(info.regularizers),
+        "recipes": [[recipe.name, list(recipe.sources)] for recipe in info.recipes],
+    }
+    members: dict[str, Content] = {GRAPH: dump(content).encode(), CONSTANTS: tensors}
+    return members | ({EXAMPLES: values} if with_examples else {})
+
+
+def _graph(graph: GraphModule) -> dict[str, Any]:
+    subgraphs = {}
+    for node in graph.graph.find_nodes(op="get_attr"):
+        value = graph.value(node)
+        if isinstance(value, GraphModule):
+            subgraphs[str(node.target)] = _graph(value)
+        elif not isinstance(value, torch.Tensor):
+            raise ArtefactError(f"Constant '{node.target}' is no tensor, and cannot be saved.")
+    return {
+        "nodes": [_node(node) for node in graph.graph.nodes],
+        "subgraphs": subgraphs,
+        "mutated": sorted(graph.info.mutated),
+    }
+
+
+def _node(node: fx.Node) -> dict[str, Any]:
+    written: dict[str, Any] = {"op": node.op, "name": node.name}
+    meta = {key: node.meta[key] for key in _META if node.meta.get(key) is not None}
+    if meta:
+        written["meta"] = {k: list(v) if isinstance(v, tuple) else v for k, v in meta.items()}
+    try:
+        if node.op == "placeholder":
+            written["val"] = write_value(node.meta["val"])
+        elif node.op == "get_attr":
+            written["target"] = str(node.target)
+        elif node.op == "output":
+            written["args"] = encode(node.args)
+        else:
+            written["target"] = operators.write(node.target)
+            written["args"] = encode(node.args)
+            written["kwargs"] = {key: encode(value) for key, value in node.kwargs.items()}
+            if _is_given(node):
+                written["val"] = write_value(node.meta.get("val"))
+    except ArtefactError as error:
+        where = node.meta.get("source") or "an unknown line"
+        raise ArtefactError(f"Node '{node.name}' (from {where}) cannot be saved: {error}") from None
+    return written
+
+
+def _is_given(node: fx.Node) -> bool:
+    """Whether a node's value is written, because inferring it again would not give the same.
+
+    Control flow has no value without its sub-graphs' operands, a check has none at all, and the
+    sizes that depend on data get new symbols each time.
+    """
+    value = node.meta.get("val")
+    if value is None or isinstance(node.target, torch._ops.HigherOrderOperator):
+        return True
+    plain = not isinstance(value, (torch.SymBool, torch.SymFloat))
+    return plain and any(_is_unbacked(symbol) for symbol in _free(value))
+
+
+def write_value(value: Any) -> Any:
+    """Return the fake tensor, symbolic integer, or list of those, that a node stands for."""
+    if value is None or isinstance(value, (int, float)):
+        return {"plain": encode(value)}
+    if isinstance(value, torch.SymInt):
+        return {"size": write_size(value.node.expr)}
+    if isinstance(value, torch.Tensor):
+        return {
+            "dtype": dtype_name(value.dtype),
+            "device": str(value.device),
+            "shape": [_size(size) for size in value.shape],
+            "stride": [_size(size) for size in value.stride()],
+        }
+    if isinstance(value, (list, tuple)):
+        return {type(value).__name__: [write_value(item) for item in value]}
+    raise ArtefactError(f"A value of the type {type(value).__name__} cannot be saved.")
+
+
+def _size(size: Any) -> int | str:
+    return size if isinstance(size, int) else write_size(size.node.expr)
+
+
+# -- symbolic sizes -------------------------------------------------------------------------------
+
+
+def _symbols(graph: GraphModule) -> list[dict[str, Any]]:
+    """Return every symbol with its example value and range, in order of appearance."""
+    found: dict[sympy.Symbol, Any] = {}
+    for one in (graph, *graph.subgraphs()):
+        for node in one.graph.nodes:
+            for symbol, env in _free(node.meta.get("val")).items():
+                found.setdefault(symbol, env)
+    return [_symbol(symbol, env) for symbol, env in found.items()]
+
+
+def _symbol(symbol: sympy.Symbol, env: Any) -> dict[str, Any]:
+    bounds = env.var_to_range.get(symbol)
+    limits = [None, None] if bounds is None else [bounds.lower, bounds.upper]
+    low, high = (int(b) if b is not None and b.is_Integer else None for b in limits)
+    hint = None if _is_unbacked(symbol) else int(env.backed_var_to_val[symbol])
+    return {
+        "name": str(symbol), "positive": bool(symbol.is_positive), "hint": hint, "low": low,
+        "high": high,
+    }  # fmt: skip
+
+
+def _free(value: Any) -> dict[sympy.Symbol, Any]:
+    """Return the symbols in a node's value, each with the shape environment that knows it."""
+    found: dict[sympy.Symbol, Any] = {}
+    for size in _sizes(value):
+        for symbol in sorted(size.node.expr.free_symbols, key=str):
+            found.setdefault(symbol, size.node.shape_env)
+    return found
+
+
+def _sizes(value: Any) -> Iterator[Any]:
+    if isinstance(value, torch.Tensor):
+        yield from _sizes([*value.shape, *value.stride()])
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _sizes(item)
+    elif isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+        yield value
+
+
+def _is_unbacked(symbol: sympy.Symbol) -> bool:
+    return str(symbol).startswith(("u", "zuf"))
+
+
+# -- constants and examples -----------------------------------------------------------------------
+
+
+def _constants(graph: GraphModule) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+    """Return the flags of every constant, and the tensors to store: one for each memory."""
+    flags: list[dict[str, Any]] = []
+    tensors: dict[str, torch.Tensor] = {}
+    objects: dict[int, str] = {}
+    memory: dict[Any, str] = {}
+    for name, tensor in sorted(graph.constants().items()):
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+        same = objects.setdefault(id(tensor), name)
+        first = memory.setdefault(place, name) if tensor.numel() else same
+        if first == name:
+            tensors[name] = _storable(name, tensor)
+        flags.append({
+            "name": name,
+            "same": same,  # the first name of this very tensor
+            "data": first,  # the name under which its bytes are stored
+            "dtype": dtype_name(tensor.dtype),
+            "device": str(tensor.device),
+            "order": _order(tensor),
+            "parameter": isinstance(tensor, torch.nn.Parameter),
+            "requires_grad": tensor.requires_grad,
+            "persistent": graph.is_persistent(name),
+        })  # fmt: skip
+    return flags, tensors
+
+
+def _storable(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor's bytes, in the order of its memory, in a dtype that safetensors has."""
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
+        raise _cannot_store(name, f"a {type(tensor).__name__}")
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+        raise _cannot_store(name, f"{tensor.layout}, {tensor.dtype} on {tensor.device}")
+    data = tensor.detach().resolve_conj().resolve_neg().permute(_order(tensor))
+    if data.is_complex():
+        return torch.view_as_real(data)
+    if data.dtype in STORED:
+        return data
+    if data.dtype.itemsize == 1 and data.dtype.is_floating_point:
+        return data.view(torch.uint8)
+    raise _cannot_store(name, str(tensor.dtype))
+
+
+def _cannot_store(name: str, kind: str) -> ArtefactError:
+    return ArtefactError(
+        f"Constant '{name}' is {kind}, which cannot be saved. Convert it to a plain dense tensor "
+        "before compiling."
+    )
+
+
+def _order(tensor: torch.Tensor) -> list[int]:
+    """Return the dimensions from the outermost in memory to the innermost."""
+    axes = range(tensor.dim())
+    if tensor.is_contiguous() or 0 in tensor.stride():
+        return list(axes)
+    return sorted(axes, key=lambda axis: -tensor.stride(axis))
+
+
+def _examples(
+    inputs: Iterable[Any], with_values: bool
+) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+    """Return what example inputs were, and their values where these are asked for."""
+    described: list[dict[str, Any]] = []
+    values: dict[str, torch.Tensor] = {}
+    for index, value in enumerate(inputs):
+        if not isinstance(value, torch.Tensor):
+            described.append({"value": encode(value)})
+            continue
+        described.append({
+            "shape": list(value.shape), "dtype": dtype_name(value.dtype),
+            "device": str(value.device), "order": _order(value), "range": _range(value),
+        })  # fmt: skip
+        if with_values:
+            values[str(index)] = _storable(f"example input {index}", value)
+    return described, values
+
+
+def _range(value: torch.Tensor) -> Any:
+    """Return the least and the largest element: enough to make inputs of the same kind."""
+    if value.numel() == 0 or value.is_complex():
+        return None
+    wide = value.detach().double() if value.is_floating_point() else value.detach().long()
+    wide = wide[wide.isfinite()]
+    return [wide.min().item(), wide.max().item()] if wide.numel() else None

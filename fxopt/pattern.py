@@ -11,6 +11,7 @@ commutative operators match in either order.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import itertools
@@ -396,6 +397,8 @@ def record(function: Callable[..., Any]) -> CallPattern:
     symbols = [Symbol(Var(name)) for name in inspect.signature(function).parameters]
     try:
         result = twin(*symbols)
+        pattern = result._pattern if isinstance(result, Symbol) else None
+        _check_spelling(pattern)
     except OptionError as error:
         raise OptionError(f"The pattern {where} cannot be recorded: {error}") from None
     except Exception as error:
@@ -403,7 +406,6 @@ def record(function: Callable[..., Any]) -> CallPattern:
             f"The pattern {where} cannot be recorded: {type(error).__name__}: {error}. "
             "A pattern only calls tensor operators; ask for shapes and values in the rule."
         ) from error
-    pattern = result._pattern if isinstance(result, Symbol) else None
     if not isinstance(pattern, CallPattern):
         raise OptionError(f"The pattern {where} must return the result of an operator.")
     return pattern
@@ -472,7 +474,7 @@ class Attempt:
 
     def fail(self, depth: int, reason: str) -> None:
         """Remember the reason that lies deepest."""
-        if depth >= self.covered:
+        if depth > self.covered or not self.failure:
             self.covered, self.failure = depth, reason
 
 
@@ -567,25 +569,52 @@ def _spell(pattern: CallPattern, node: fx.Node) -> Call | None:
 
     try:
         return canonical(pattern.target, pattern.args, pattern.kwargs, described)
-    except (ShapeNeeded, TypeError, IndexError, AttributeError):
+    except _NOT_KNOWN:
         return complete(pattern.target, pattern.args, pattern.kwargs)
+
+
+_NOT_KNOWN = (ShapeNeeded, TypeError, ValueError, IndexError, AttributeError)  # symbols are no sizes
 
 
 @functools.cache
 def root_targets(pattern: CallPattern) -> tuple[Any, ...]:
     """Return the operators at which a match may have its root, to index rules by."""
-    found = [pattern.target]
+    return tuple(dict.fromkeys((pattern.target, *_spelled_targets(pattern, pattern.args))))
+
+
+def _spelled_targets(pattern: CallPattern, args: tuple[Any, ...]) -> list[Any]:
+    """Return the operators that a call of the pattern's, with `args`, stands as in a graph."""
+    found = []
     for size, rank in itertools.product((2, 1), (1, 2, 3, 4, 5)):  # squeeze wants a size of 1
         dummy = torch.empty([size] * rank, device="meta")
 
         def described(argument: Any, dummy: torch.Tensor = dummy) -> Any:
             return dummy if isinstance(argument, (Var, CallPattern)) else None
 
-        try:
-            found.append(canonical(pattern.target, pattern.args, pattern.kwargs, described).target)
-        except (ShapeNeeded, TypeError, IndexError, AttributeError):
-            continue
-    return tuple(dict.fromkeys(target for target in found if target is not None))
+        with contextlib.suppress(*_NOT_KNOWN):
+            target = canonical(pattern.target, args, pattern.kwargs, described).target
+            if target is not None:
+                found.append(target)
+    return found
+
+
+def _check_spelling(pattern: Any) -> None:
+    """Raise OptionError for a call that never stands in a graph as it is written, with symbols."""
+    if isinstance(pattern, list):
+        for item in pattern:
+            _check_spelling(item)
+    if not isinstance(pattern, CallPattern):
+        return
+    _check_spelling([*pattern.args, *pattern.kwargs.values()])
+    if _spelled_targets(pattern, pattern.args):
+        return
+    numbers = [0 if isinstance(a, Var) or a is ANY else a for a in pattern.args[1:]]
+    found = _spelled_targets(pattern, (*pattern.args[:1], *numbers))
+    if found and pattern.target not in found:
+        raise OptionError(
+            f"{_op_text(pattern.target)} is written as {_op_text(found[0])} in a graph, and how "
+            f"depends on its numbers. Write them, or a pattern of {_op_text(found[0])}."
+        )
 
 
 def depth_of(pattern: Any) -> int:

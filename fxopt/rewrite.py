@@ -115,8 +115,9 @@ class Rewriter:
             isinstance(value, torch.nn.Parameter) and value.requires_grad
             for value in map(self.graph.value, sources)
         )
-        if any(tensor is self.graph.value(node) for node in sources):
-            tensor = tensor.clone()
+        memory = tensor.untyped_storage().data_ptr()
+        if any(self.graph.value(n).untyped_storage().data_ptr() == memory for n in sources):
+            tensor = tensor.clone()  # a view of its source: never two constants in one memory
         if trainable:
             tensor = torch.nn.Parameter(tensor)
         unique = self._unique_name(name)

@@ -348,7 +348,7 @@ class _Driver:
                 index[target].append(one)
         depth = max((one.depth for one in self.rules), default=1)
         pending = [n for n in self.rewriter.graph.graph.nodes if n.target in index]
-        limit = 1000 + 100 * len(pending)
+        limit = 500 + 50 * len(pending)
         while pending:
             for node in pending:
                 if not node._erased and not self.rewriter.out_of_fuel:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +24,7 @@ from fxopt.text import graph_text
 
 aten = torch.ops.aten
 X = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+Y = X.flip(0)
 IMAGE = torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(1))
 
 
@@ -155,13 +158,13 @@ def test_a_list_may_be_written_out() -> None:
 def test_padding_by_name_is_measured_on_the_weight() -> None:
     @rule(lambda x, w, b: F.conv2d(x, w, b, padding="same"))
     def same(x: Value, w: Value, b: Any) -> str:
-        return "found"
+        return "padded alike"
 
     weight = torch.randn(4, 3, 3, 3)
     graph = graph_of(lambda x: F.conv2d(x, weight, padding=1), IMAGE)
-    assert "found" in str(explain(same, graph))
+    assert "padded alike" in str(explain(same, graph))
     graph = graph_of(lambda x: F.conv2d(x, weight, padding=2), IMAGE)
-    assert "found" not in str(explain(same, graph))
+    assert "padded alike" not in str(explain(same, graph))
 
 
 # -- what a pattern means ---------------------------------------------------------------------------
@@ -190,23 +193,23 @@ def test_a_symbol_captures_numbers_lists_and_nothing() -> None:
 def test_a_symbol_stands_for_one_value() -> None:
     square = record(lambda x: x * x)
     twice = record(lambda x, n: x.sum(n).sum(n))
-    graph = graph_of(lambda x, y: (x * x, x * y, x.sum(0).sum(0), x.sum(0).sum(1)), X, X)
+    graph = graph_of(lambda x, y: (x * x, x * y, x.sum(0).sum(0), x.sum(0).sum(1)), X, Y)
     found = [match(square, node) is not None for node in graph.find(aten.mul.Tensor)]
     assert found == [True, False]
     sums = graph.find(aten.sum.dim_IntList)
-    assert [match(twice, node) is not None for node in sums] == [False, True, False]
+    assert [match(twice, node) is not None for node in sums] == [False, True, False, False]
 
 
 def test_operands_of_commutative_operators_match_in_any_order() -> None:
     pattern = record(lambda a, b: torch.sigmoid(a) * (torch.tanh(a) + b))
-    graph = graph_of(lambda x, y: (y + x.tanh()) * x.sigmoid(), X, X)
+    graph = graph_of(lambda x, y: (y + x.tanh()) * x.sigmoid(), X, Y)
     found = match(pattern, graph.find(aten.mul.Tensor)[0])
     assert found is not None and found.values["b"] is graph.placeholders[1]
     minus = record(lambda a, b: torch.tanh(a) - b)
-    graph = graph_of(lambda x, y: y - x.tanh(), X, X)
+    graph = graph_of(lambda x, y: y - x.tanh(), X, Y)
     assert match(minus, graph.find(aten.sub.Tensor)[0]) is None
     scaled = record(lambda a, b: torch.add(torch.tanh(a), b, ...))
-    graph = graph_of(lambda x, y: torch.add(y, x.tanh(), alpha=2), X, X)
+    graph = graph_of(lambda x, y: torch.add(y, x.tanh(), alpha=2), X, Y)
     assert match(scaled, graph.find(aten.add.Tensor)[0]) is None
 
 
@@ -227,10 +230,10 @@ def test_patterns_may_have_several_outputs() -> None:
     def values_only(x: Value, d: int) -> Any:
         return torch.amax(x, [d])  # type: ignore[call-overload]
 
-    graph, _ = applied(lambda x: torch.max(x, 1)[0] + 1, values_only)
-    assert op_counts(graph) == {"add": 1, "amax": 1}
     graph, _ = applied(lambda x: tuple(torch.max(x, 1)), values_only)
-    assert op_counts(graph) == {"amax": 1, "getitem": 1, "max": 1}
+    assert [node.target for node in graph.output_node.args[0]] == [
+        aten.amax.default, operator.getitem,
+    ]  # fmt: skip
 
 
 def test_alternatives_give_none_for_what_they_lack() -> None:
@@ -247,7 +250,7 @@ def test_lists_of_tensors_arrive_as_values() -> None:
     def relu_first(parts: list[Value], dim: int) -> Any:
         return aten.cat([part.relu() for part in parts], dim)
 
-    graph, _ = applied(lambda x, y: torch.cat([x, y, x], 1).relu(), relu_first, inputs=(X, X))
+    graph, _ = applied(lambda x, y: torch.cat([x, y, x], 1).relu(), relu_first, inputs=(X, Y))
     assert op_counts(graph) == {"cat": 1, "relu": 3}
 
 
@@ -272,6 +275,7 @@ def test_patterns_see_names_of_closures() -> None:
         (lambda x: x.reshape(x.shape[0], -1), "shape"),
         (lambda x: x.no_such_method(), "no_such_method"),
         (lambda x: x + "1", "No form of aten.add"),
+        (lambda x, a, b: x.transpose(a, b), "transpose.int is written as permute"),
         (lambda x: F.relu(x, 1, 2, 3), "too many positional arguments"),
         (lambda x: undefined(x), "undefined"),  # type: ignore[name-defined] # noqa: F821
     ],
@@ -338,7 +342,7 @@ def test_dtype_and_shape_never_change() -> None:
         "drop: the result would be i64[2,3,4], and mul is f32[2,3,4]"
     ]
 
-    @rule(lambda x, a, b: x.transpose(a, b))
+    @rule(lambda x, dims: x.permute(dims))
     def forget(x: Value) -> Value:
         return x
 
@@ -368,9 +372,8 @@ def test_what_has_an_effect_is_never_replaced() -> None:
         (lambda x: ((y := x.relu()), y.clone()), "two outputs would share"),
         (lambda x: ((y := x.relu()).mT, y[0].clone()), "two outputs would share"),
         (lambda x: x.relu().mT.contiguous(), "count on the memory layout"),
-        (lambda x: x.relu().contiguous(), None),
         (lambda x: torch.view_as_complex(x.relu()[..., :2].clone()), "depends on the memory"),
-        (lambda x: torch.as_strided(x.sin().mT.clone(), (2,), (1,)), "depends on the memory"),
+        (lambda x: torch.as_strided(x.sin().mT.contiguous(), (2,), (1,)), "depends on the memory"),
         (lambda x: x.clone().relu(), None),
         (lambda x: x.mT.contiguous().flatten(1) + 1, None),
     ],
@@ -438,7 +441,7 @@ def test_state_is_read_before_it_is_overwritten(
     assert reason is None or reason in result.misses[0].reason
     for _ in range(3):
         assert relative_error(graph(x), model(x)) == 0
-    assert torch.equal(graph.count, model.count) and torch.equal(graph.last, model.last)
+    assert all(torch.equal(graph.constant(name), getattr(model, name)) for name in graph.constants())
 
 
 # -- where matches lie ------------------------------------------------------------------------------------
@@ -501,10 +504,10 @@ def test_a_guard_on_users_is_asked_again_when_a_user_goes() -> None:
 def test_many_users_are_followed_too() -> None:
     def fan(x: torch.Tensor) -> Any:
         y = x.relu() * 1
-        return [(y + i).cos() if i else y.relu() for i in range(40)]
+        return [(y + i).cos() if i % 2 else y.relu() + i for i in range(40)]
 
-    graph, _ = applied(fan, merge_relus, drop)
-    assert op_counts(graph)["relu"] == 1
+    graph, result = applied(fan, merge_relus, drop)
+    assert (result.rules["merge_relus"].rewritten, "mul" in op_counts(graph)) == (20, False)
 
 
 def test_provenance_names_the_rule_and_what_it_replaced() -> None:
@@ -556,7 +559,7 @@ def test_new_nodes_cost_no_more() -> None:
 def test_rules_are_only_tried_at_their_root() -> None:
     graph = graph_of(lambda x: x.sin().cos().relu().relu() * 3)
     result = apply_rules(graph, [merge_relus, never])
-    assert result.rules["never"].tried == 1
+    assert result.rules["never"].tried <= 2  # at the one product, and again behind a change
     assert result.rules["never"].matched == 0
     assert result.rules["merge_relus"].rewritten == 1
 
@@ -605,13 +608,11 @@ def test_a_rule_that_does_not_apply_says_nothing_and_leaves_nothing() -> None:
         (lambda x: x.sin(), "Its root operator does not stand in the graph"),
         (lambda x: x.sin() * 3, "Nearest at mul: 2 wanted, found 3"),
         (lambda x: x.cos() * 2, "Nearest at mul: cos is cos, not sin"),
-        (lambda x: x * 2, "x is not a call of sin|args_0 is not a call of sin"),
+        (lambda x: x * 2, "Nearest at mul: args_0 is not a call of sin"),
         (lambda x: x.sin() * 2, "At mul it held back: of the test"),
     ],
 )
 def test_explain_says_why_not(function: Callable[..., Any], part: str) -> None:
-    import re
-
     graph = graph_of(function)
     before = graph_text(graph)
     assert re.search(part, str(explain(never, graph)))
@@ -621,7 +622,7 @@ def test_explain_says_why_not(function: Callable[..., Any], part: str) -> None:
 def test_explain_says_where_and_what_the_engine_holds_back() -> None:
     graph = graph_of(lambda x: x.relu().relu().relu())
     assert str(explain(merge_relus, graph)) == "merge_relus matches at relu_1, relu_2."
-    assert "two different values" in str(explain(_square, graph_of(lambda x, y: x * y, X, X)))
+    assert "two different values" in str(explain(_square, graph_of(lambda x, y: x * y, X, Y)))
     assert "the output would be" in str(explain(drop, graph_of(lambda x: x * 1)))
 
 

@@ -17,7 +17,7 @@ Value = ir.Value
 
 
 class Builder:
-    """Collects the ONNX nodes of one graph; the graphs inside of it share its constants and names."""
+    """Collects the ONNX nodes of one graph; graphs inside of it share its constants and names."""
 
     def __init__(self, opset: int, parent: Builder | None = None, scope: str = "") -> None:
         self.opset = opset

@@ -13,22 +13,21 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
-import onnx_ir as ir
 import torch
 from torch import fx
 
+from fxopt.backends.onnx.builder import Builder, Value
 from fxopt.backends.onnx.describe import (
     all_rules,
     describe,
     has_shadow,
+    number_dtype,
     refusal,
     shape_of,
 )
 from fxopt.backends.onnx.dtypes import ONNX_DTYPES, SHADOWS_ON_CPU, array_of, tensor_of
 from fxopt.backends.onnx.registry import Rule
 from fxopt.graph_module import GraphModule
-
-Value = ir.Value
 
 # Effects without a result, which the runtime checks by itself or has no use for.
 _DROPPED = {
@@ -228,7 +227,7 @@ class Emitter(Builder):
             for axis, one in enumerate(fake.shape if isinstance(fake, torch.Tensor) else ()):
                 if not isinstance(one, int) and one.node.expr == size.node.expr:
                     return node, axis
-        self.fail(f"the size {size} is not computed by any node of the graph")
+        raise refusal(self.node, f"the size {size} is not computed by any node of the graph")
 
     # -- the walk -------------------------------------------------------------------------------
 
@@ -243,7 +242,7 @@ class Emitter(Builder):
         if getattr(getattr(target, "_schema", None), "name", "").removeprefix("aten::") in _DROPPED:
             return
         rule = all_rules().get(target)
-        self.fresh = []
+        self.fresh.clear()
         if rule is None:
             from fxopt.backends.onnx.fallback import translate
 
@@ -291,7 +290,7 @@ class Emitter(Builder):
         """Name what was built for `node`, and record the shapes of its results."""
         fresh = set(self.fresh)
         results = result if isinstance(result, list) else [result]
-        fakes = node.meta.get("val")
+        fakes: Any = node.meta.get("val")
         several = isinstance(fakes, (list, tuple))
         for index, value in enumerate(results):
             if value is None or value.producer() not in fresh:

@@ -77,7 +77,7 @@ def _by_torch(e: Emitter, *_: Any, **__: Any) -> Any:
     from onnxscript import evaluator, values
     from torch.onnx._internal.exporter import _building, _dispatching
 
-    function, _ = _dispatching.dispatch(node, registry)
+    function: Any = _dispatching.dispatch(node, registry)[0]
     if function is None:
         return None
     stand_ins: dict[Value, Value] = {}
@@ -97,7 +97,6 @@ def _by_torch(e: Emitter, *_: Any, **__: Any) -> Any:
             if value in stand_ins:
                 made.replace_input_with(index, stand_ins[value])
         made.name = None
-        made.version = None
         for value in made.outputs:
             value.name = None
         e.adopt([made])

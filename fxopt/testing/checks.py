@@ -77,17 +77,28 @@ def _leaf_error(found: Any, expected: Any) -> float:
         return 0.0 if torch.equal(found, expected) else float("inf")
     if expected.numel() == 0:
         return 0.0
-    wide = torch.complex128 if expected.is_complex() else torch.float64
-    a, b = found.detach().to(wide), expected.detach().to(wide)
+    a, b = _wide(found), _wide(expected)
     finite = torch.isfinite(b)
-    if not torch.equal(finite, torch.isfinite(a)):
+    if not torch.equal(torch.isfinite(a), finite):
         return float("inf")
-    if not torch.equal(torch.nan_to_num(a[~finite].abs(), nan=-1.0), torch.nan_to_num(b[~finite].abs(), nan=-1.0)):
+    if not torch.equal(_specials(a[~finite]), _specials(b[~finite])):
         return float("inf")
     if not finite.any():
         return 0.0
     difference = (a - b)[finite].abs().max().item()
     return float(difference / max(b[finite].abs().max().item(), 1e-30))
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in float64; a complex one as pairs of real and imaginary part."""
+    if tensor.is_complex():
+        return torch.view_as_real(tensor.detach().to(torch.complex128).resolve_conj())
+    return tensor.detach().to(torch.float64)
+
+
+def _specials(values: torch.Tensor) -> torch.Tensor:
+    """Return distinct numbers for NaN, +inf and −inf."""
+    return torch.nan_to_num(values, nan=0.0, posinf=1.0, neginf=-1.0)
 
 
 def op_counts(graph: GraphModule) -> dict[str, int]:

@@ -1,0 +1,320 @@
+"""A graph from the JSON of an artefact: checked word by word, with every value inferred anew.
+
+What the file says is never trusted: operators are looked up among the registered ones, names must
+be plain, attributes must be constants of the file, and the result must be a legal dialect graph.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+from torch.utils._sympy.numbers import int_oo
+from torch.utils._sympy.value_ranges import ValueRanges
+
+from fxopt import dialect, operators
+from fxopt.encode import DTYPES, decode, malformed
+from fxopt.errors import ArtefactError, DialectError, FxoptError
+from fxopt.graph_module import GraphInfo, GraphModule, Recipe
+from fxopt.manifest import decode_signature, read_size
+from fxopt.shapes import fake_of, infer
+
+_NODE_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+_SYMBOL_NAME = re.compile(r"[a-z]+\d+", re.ASCII)
+_CONSTANT_NAME = re.compile(r"[^\"\\\x00-\x1f\x7f.]+(\.[^\"\\\x00-\x1f\x7f.]+)*")
+_MOST_NODES = 1_000_000
+_META_KINDS = {"path": str, "module": str, "source": str, "rule": str, "switch": int}
+
+
+def rebuild(
+    content: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    examples: Mapping[str, torch.Tensor],
+) -> GraphModule:
+    """Return the graph that `content` describes, legal and ready to be lowered or optimized.
+
+    `tensors` are the stored constants, `examples` the stored example inputs, by index; inputs that
+    are not stored are made up, within the range of the original ones.
+    """
+    sizes = _Sizes(content["symbols"])
+    constants = _constants(content["constants"], tensors)
+    graph = _graph(content["graph"], sizes, constants, "")
+    for flags in content["constants"]:
+        name = _constant_name(flags["name"])
+        if graph.has_constant(name):
+            raise ArtefactError(f"The constant '{name}' cannot have that name.")
+        graph.set_constant(name, constants[name], persistent=bool(flags["persistent"]))
+    name, signature = content["name"], content["signature"]
+    info = graph.info
+    info.model_name = name if isinstance(name, str) and name.isidentifier() else "model"
+    info.signature = None if signature is None else decode_signature(signature, sizes.symbols)
+    info.example_inputs = tuple(
+        _example(index, one, examples) for index, one in enumerate(content["examples"])
+    )
+    info.sources, info.state = frozenset(content["sources"]), frozenset(content["state"])
+    info.ties = {name: tuple(names) for name, names in content["ties"].items()}
+    info.regularizers = tuple(content["regularizers"])
+    info.recipes = [_lost_recipe(str(name), sources) for name, sources in content["recipes"]]
+    graph.train_mode(content["training"] is True)
+    _check(graph)
+    return graph
+
+
+def _check(graph: GraphModule) -> None:
+    try:
+        dialect.check(graph)
+    except DialectError as error:
+        raise ArtefactError(f"Its graph is not legal, so the file is damaged: {error}") from error
+    signature, placeholders = graph.info.signature, graph.placeholders
+    if signature is None:
+        return
+    flat = [leaf for leaf in signature.output.leaves if isinstance(leaf, int)]
+    outputs: Any = graph.output_node.args[0]
+    if len(signature.tensors) != len(placeholders) or any(i >= len(outputs) for i in flat):
+        raise malformed("the signature")
+    if len(graph.info.example_inputs) != len(placeholders):
+        raise malformed("the example inputs")
+
+
+def _lost_recipe(name: str, sources: list[str]) -> Recipe:
+    """A recipe whose computation was not saved; replaying it says so."""
+
+    def compute(*_: torch.Tensor) -> torch.Tensor:
+        raise FxoptError(
+            f"'{name}' was computed from the model's weights by a pass, and a file does not hold "
+            "how. Compile the model again with the new weights."
+        )
+
+    return Recipe(name, tuple(map(str, sources)), compute)
+
+
+# -- symbolic sizes -------------------------------------------------------------------------------
+
+
+class _Sizes:
+    """The symbols of the file, re-created in a shape environment of their own."""
+
+    def __init__(self, described: list[Mapping[str, Any]]) -> None:
+        self.env = ShapeEnv()
+        self.mode = FakeTensorMode(shape_env=self.env, allow_non_fake_inputs=True)
+        self.symbols: dict[str, sympy.Symbol] = {}  # by their names in the file
+        self._hints: dict[sympy.Symbol, int | None] = {}
+        for one in described:
+            self._create(one)
+
+    def _create(self, one: Mapping[str, Any]) -> None:
+        name, hint = one["name"], one["hint"]
+        if not isinstance(name, str) or not _SYMBOL_NAME.fullmatch(name) or name in self.symbols:
+            raise malformed("a symbolic size")
+        if hint is None:
+            with self.env.ignore_fresh_unbacked_symbols():
+                symbol = self.env.create_unbacked_symint().node.expr
+        else:
+            symbol = self.env.create_symbol(
+                int(hint), ConstantSource(name), DimDynamic.DYNAMIC,
+                positive=True if one["positive"] else None, do_not_specialize_zero_one=True,
+            )  # fmt: skip
+        low = -int_oo if one["low"] is None else int(one["low"])
+        high = int_oo if one["high"] is None else int(one["high"])
+        bounds = ValueRanges(low, high) & self.env.var_to_range[symbol]
+        if hint is not None and hint not in bounds:
+            raise malformed("the range of a symbolic size")
+        self.env.var_to_range[symbol] = bounds
+        self.symbols[name], self._hints[symbol] = symbol, hint
+
+    def size(self, written: Any) -> Any:
+        """Return an int or a symbolic one."""
+        found = read_size(written, self.symbols)
+        if isinstance(found, int):
+            return found
+        hints = {symbol: self._hints[symbol] for symbol in found.free_symbols}
+        known = None not in hints.values()
+        hint = int(found.xreplace({s: sympy.Integer(h) for s, h in hints.items()})) if known else None
+        return self.env.create_symintnode(found, hint=hint)
+
+    def value(self, written: Any) -> Any:
+        """Return what `fxopt.artefact.write_value` wrote."""
+        if "plain" in written:
+            return decode(written["plain"])
+        if "size" in written:
+            return self.size(written["size"])
+        for kind in (list, tuple):
+            if kind.__name__ in written:
+                return kind(self.value(item) for item in written[kind.__name__])
+        shape, stride = (list(map(self.size, written[key])) for key in ("shape", "stride"))
+        if len(shape) != len(stride):
+            raise malformed("a shape")
+        with torch.no_grad(), self.mode:
+            return torch.empty_strided(
+                shape, stride, dtype=DTYPES[written["dtype"]], device=str(written["device"])
+            )
+
+
+# -- nodes ----------------------------------------------------------------------------------------
+
+
+def _graph(
+    written: Mapping[str, Any], sizes: _Sizes, constants: Mapping[str, torch.Tensor], prefix: str
+) -> GraphModule:
+    """Return one graph whose constants stand under `prefix`; the caller registers them."""
+    result = GraphModule(torch.nn.Module(), fx.Graph())
+    result.meta["fxopt"] = GraphInfo(
+        None, sizes.mode, mutated=frozenset(written["mutated"]), shares_storage=False
+    )
+    subgraphs = {}
+    for name, inner in written["subgraphs"].items():
+        subgraphs[_constant_name(name)] = _graph(inner, sizes, constants, f"{prefix}{name}.")
+        if result.has_constant(name):
+            raise malformed(f"the sub-graph '{name:.100}'")
+        result.set_constant(name, subgraphs[name])
+    if len(written["nodes"]) > _MOST_NODES:
+        raise malformed(f"a graph of more than {_MOST_NODES} nodes")
+    graph = fx.Graph()
+    nodes: dict[str, fx.Node] = {}
+    for one in written["nodes"]:
+        name = one["name"]
+        if not isinstance(name, str) or not _NODE_NAME.fullmatch(name) or name in nodes:
+            raise malformed("the name of a node")
+        node = _node(one, graph, nodes, sizes, {**subgraphs}, constants, prefix)
+        node.meta.update(_meta(one.get("meta", {})))
+        nodes[name] = node
+    if not nodes or node.op != "output":
+        raise malformed("a graph without an output")
+    result.graph = graph
+    return result
+
+
+def _node(
+    one: Mapping[str, Any],
+    graph: fx.Graph,
+    nodes: Mapping[str, fx.Node],
+    sizes: _Sizes,
+    subgraphs: Mapping[str, GraphModule],
+    constants: Mapping[str, torch.Tensor],
+    prefix: str,
+) -> fx.Node:
+    op, name = one["op"], one["name"]
+    if op == "placeholder":
+        node = graph.create_node("placeholder", name, name=name)
+        node.meta["val"] = sizes.value(one["val"])
+    elif op == "get_attr":
+        target = _constant_name(one["target"])
+        node = graph.create_node("get_attr", target, name=name)
+        if target not in subgraphs:
+            if prefix + target not in constants:
+                raise ArtefactError(f"The constant '{target}' is missing: the file is damaged.")
+            node.meta["val"] = fake_of(constants[prefix + target], sizes.mode)
+    elif op == "output":
+        node = graph.create_node("output", "output", decode(one["args"], nodes), name=name)
+    elif op == "call_function":
+        node = _call(one, graph, nodes, sizes)
+    else:
+        raise malformed(f"a node of the kind '{op!s:.40}'")
+    return node
+
+
+def _call(
+    one: Mapping[str, Any], graph: fx.Graph, nodes: Mapping[str, fx.Node], sizes: _Sizes
+) -> fx.Node:
+    target = operators.resolve(one["target"])
+    args = decode(one["args"], nodes)
+    kwargs = {name: decode(value, nodes) for name, value in one["kwargs"].items()}
+    if not isinstance(args, tuple) or not all(_NODE_NAME.fullmatch(name) for name in kwargs):
+        raise malformed("the arguments of a node")
+    operators.check_arguments(target, args, kwargs)
+    node = graph.create_node("call_function", target, args, kwargs, name=one["name"])
+    if "val" in one:
+        node.meta["val"] = sizes.value(one["val"])
+    else:
+        try:
+            with sizes.env.ignore_fresh_unbacked_symbols():
+                node.meta["val"] = infer(target, node.args, node.kwargs, sizes.mode)
+        except Exception as error:  # an operator refuses wrong arguments in its own way
+            raise ArtefactError(
+                f"The call '{one['name']}' of {one['target']} is not possible: {error!s:.300} "
+                "The file is damaged."
+            ) from error
+    return node
+
+
+def _meta(written: Mapping[str, Any]) -> dict[str, Any]:
+    meta: dict[str, Any] = {
+        key: written[key] for key, kind in _META_KINDS.items() if type(written.get(key)) is kind
+    }
+    if "replaces" in written:
+        meta["replaces"] = tuple(map(str, written["replaces"]))
+    return meta
+
+
+# -- constants and examples -----------------------------------------------------------------------
+
+
+def _constant_name(name: Any) -> str:
+    """Return a dotted name; it becomes part of the graph's code, so nothing may end a string."""
+    if not isinstance(name, str) or len(name) > 1000 or not _CONSTANT_NAME.fullmatch(name):
+        raise ArtefactError(f"A constant has the name {name!r:.100}, which is refused.")
+    return name
+
+
+def _constants(
+    described: list[Mapping[str, Any]], tensors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return the constants by name; names of one tensor stay names of one tensor."""
+    found: dict[str, torch.Tensor] = {}
+    data: dict[str, torch.Tensor] = {}
+    for flags in described:
+        name, same, stored = flags["name"], flags["same"], flags["data"]
+        if name in found or (same != name and same not in found):
+            raise malformed("the list of constants")
+        if same != name:
+            found[name] = found[same]
+            continue
+        if stored not in data:
+            data[stored] = _as(tensors[stored], flags)
+        tensor = data[stored] if stored == name else data[stored].detach()
+        if flags["parameter"] is True:
+            tensor = torch.nn.Parameter(tensor, requires_grad=flags["requires_grad"] is True)
+        found[name] = tensor
+    return found
+
+
+def _as(stored: torch.Tensor, flags: Mapping[str, Any]) -> torch.Tensor:
+    """Return a stored tensor in its own dtype, order of dimensions, and place."""
+    dtype, order = DTYPES[flags["dtype"]], flags["order"]
+    if dtype.is_complex:
+        stored = torch.view_as_complex(stored)
+    elif stored.dtype is torch.uint8 and dtype.itemsize == 1 and dtype.is_floating_point:
+        stored = stored.view(dtype)
+    if stored.dtype is not dtype or sorted(order) != list(range(stored.dim())):
+        raise malformed("a constant")
+    device = torch.device(flags["device"])
+    if device.type != "cpu" and not torch.get_device_module(device.type).is_available():
+        raise ArtefactError(
+            f"The model was saved on '{device}', and there is none here. Save it from a graph moved "
+            "by fxopt.dialect.retarget(graph, device='cpu')."
+        )
+    return stored.permute([order.index(axis) for axis in range(len(order))]).to(device)
+
+
+def _example(index: int, one: Mapping[str, Any], stored: Mapping[str, torch.Tensor]) -> Any:
+    """Return one example input: the stored one, or random numbers in the range of the original."""
+    if "value" in one:
+        return decode(one["value"])
+    if str(index) in stored:
+        return _as(stored[str(index)], one)
+    shape, dtype = one["shape"], DTYPES[one["dtype"]]
+    generator = torch.Generator().manual_seed(index)
+    low, high = one["range"] if one["range"] is not None else (0, 1)
+    if dtype.is_floating_point or dtype.is_complex:
+        made = torch.rand(shape, generator=generator, dtype=torch.float64) * (high - low) + low
+    else:
+        made = torch.randint(int(low), int(high) + 1, shape, generator=generator)
+    made = made.to(dtype).permute(one["order"]).contiguous()
+    return made.permute([one["order"].index(axis) for axis in range(len(shape))]).to(one["device"])

@@ -1,0 +1,138 @@
+"""The rewriter: what it records, what it refuses, and what it cleans up."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import fxopt
+from fxopt.graph_module import GraphModule
+from fxopt.rewrite import Rewriter, fuel
+from fxopt.text import graph_text
+
+aten = torch.ops.aten
+
+
+class Two(nn.Module):
+    """Two linears with a relu between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.b(self.a(x).relu())
+
+
+@pytest.fixture
+def graph() -> GraphModule:
+    return fxopt.capture(Two(), torch.randn(2, 4))
+
+
+def test_insert_spells_canonically_and_knows_shape_and_provenance(graph: GraphModule) -> None:
+    rewriter = Rewriter(graph)
+    relu = graph.find(aten.relu.default)[0]
+    node = rewriter.insert(aten.transpose.int, relu, -1, -2, before=relu.next, origin=relu)
+    assert node.target is aten.permute.default and node.args[1] == [1, 0]
+    assert tuple(node.meta["val"].shape) == (4, 2)
+    assert node.meta["replaces"] == ("relu",)
+    assert "self.b(self.a(x).relu())" in node.meta["source"]
+    assert rewriter.insert(aten.squeeze.default, relu, before=relu.next) is relu
+
+
+def test_replace_moves_users_and_erases_what_nobody_needs(graph: GraphModule) -> None:
+    rewriter = Rewriter(graph)
+    relu = graph.find(aten.relu.default)[0]
+    tanh = rewriter.insert(aten.tanh.default, relu.args[0], before=relu)
+    assert rewriter.replace(relu, tanh)
+    result = rewriter.result()
+    assert result.rewrites == 1 and result.modified
+    assert result.created == ("tanh",) and result.erased == ("relu",)
+    assert result.changed == ("linear_1",)
+    assert result.origins == {"tanh": ("relu",)}
+    fxopt.dialect.check(graph)
+
+
+def test_a_node_that_uses_what_it_replaces_keeps_its_input(graph: GraphModule) -> None:
+    rewriter = Rewriter(graph)
+    relu = graph.find(aten.relu.default)[0]
+    scaled = rewriter.insert(aten.mul.Tensor, relu, 2.0, before=relu.next)
+    rewriter.replace(relu, scaled)
+    rewriter.result()
+    assert scaled.args[0] is relu and list(relu.users) == [scaled]
+    fxopt.dialect.check(graph)
+
+
+def test_replace_refuses_another_shape_or_dtype(graph: GraphModule) -> None:
+    rewriter = Rewriter(graph)
+    relu = graph.find(aten.relu.default)[0]
+    other = rewriter.insert(aten.permute.default, relu.args[0], [1, 0], before=relu)
+    with pytest.raises(ValueError, match=r"permute cannot replace relu: it is float32\[4, 2\]"):
+        rewriter.replace(relu, other)
+    half = rewriter.insert(aten.to.dtype, relu.args[0], torch.float16, before=relu)
+    with pytest.raises(ValueError, match="float16"):
+        rewriter.replace(relu, half)
+
+
+def test_what_was_inserted_and_not_used_goes(graph: GraphModule) -> None:
+    before = graph_text(graph)
+    rewriter = Rewriter(graph)
+    relu = graph.find(aten.relu.default)[0]
+    weight = next(n for n in graph.graph.nodes if n.target == "a.weight")
+    constant = rewriter.constant(lambda w: w * 2, [weight], name="a.doubled", before=relu)
+    rewriter.insert(aten.linear.default, relu, constant, None, before=relu.next)
+    result = rewriter.result()
+    assert not result.modified
+    assert graph_text(graph) == before and not graph.has_constant("a.doubled")
+
+
+def test_update_changes_arguments_in_place(graph: GraphModule) -> None:
+    rewriter = Rewriter(graph)
+    linear = graph.find(aten.linear.default)[0]
+    assert rewriter.update(linear, (*linear.args[:2], None))
+    result = rewriter.result()
+    assert result.changed == ("linear",) and result.erased == ("a_bias",)
+    assert not graph.has_constant("a.bias")
+    with pytest.raises(ValueError, match="shape or dtype"):
+        Rewriter(graph).update(linear, (linear.args[0], graph.find(aten.linear.default)[1].args[1], None))
+
+
+def test_constants_are_registered_under_unique_names_and_remember(graph: GraphModule) -> None:
+    rewriter = Rewriter(graph)
+    weight = next(n for n in graph.graph.nodes if n.target == "a.weight")
+    user = graph.find(aten.linear.default)[0]
+    first = rewriter.constant(lambda w: w * 2, [weight], name="a.weight", before=user)
+    second = rewriter.constant(lambda w: w, [weight], name="a.weight", before=user)
+    assert (first.target, second.target) == ("a.weight_2", "a.weight_3")
+    assert isinstance(graph.value(first), nn.Parameter)
+    assert graph.value(second).data_ptr() != graph.value(weight).data_ptr()
+    assert [r.name for r in graph.info.recipes] == ["a.weight_2", "a.weight_3"]
+    frozen = rewriter.constant(lambda: torch.arange(3), [], name="index", before=user)
+    assert not isinstance(graph.value(frozen), nn.Parameter)
+
+
+def test_out_of_fuel_nothing_changes(graph: GraphModule) -> None:
+    before = graph_text(graph)
+    with fuel(0):
+        rewriter = Rewriter(graph)
+        relu = graph.find(aten.relu.default)[0]
+        tanh = rewriter.insert(aten.tanh.default, relu.args[0], before=relu)
+        assert not rewriter.replace(relu, tanh)
+        assert rewriter.out_of_fuel
+        assert not rewriter.result().modified
+    assert graph_text(graph) == before
+
+
+def test_effects_are_never_erased_with_a_cone() -> None:
+    class Draws(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x + torch.rand(3)).relu()
+
+    graph = fxopt.capture(Draws(), torch.randn(3))
+    rewriter = Rewriter(graph)
+    relu = graph.find(aten.relu.default)[0]
+    rewriter.replace(relu, rewriter.insert(aten.tanh.default, graph.placeholders[0], before=relu))
+    result = rewriter.result()
+    assert set(result.erased) == {"relu", "add"}
+    assert graph.find(aten.rand.default)
