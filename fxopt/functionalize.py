@@ -4,12 +4,15 @@ Every tensor of the captured program gets a `Ref`. References to one storage for
 owns the storage, each child is a view of its parent. A write replaces the value of the root by
 scattering the new value up the chain of views; a view that is read after a write to its storage is
 computed again from its parent. The result has no in-place operator left, whatever was written.
+
+A view without a scatter of its own (unfold, or a part of an expanded tensor) is written through the
+positions of its elements: the same views of an `arange` say where each of them lies in the base.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -21,7 +24,7 @@ from fxopt.errors import CaptureError
 from fxopt.normalize import Call
 
 aten = torch.ops.aten
-Emit = Callable[..., fx.Node]  # emit(target, *args): a new node in canonical spelling
+Emit = Callable[..., fx.Node]  # emit(target, *args, **kwargs): a new node in canonical spelling
 
 
 @dataclass(eq=False)
@@ -40,31 +43,55 @@ class Ref:
     value: Any
     version: int = 0
     parent: Ref | None = None
-    replay: Callable[[], Any] | None = None  # compute the value again from the parent's
+    view: Callable[[Any], Any] | None = None  # (parent value) -> value
     scatter: Callable[[Any, Any], fx.Node] | None = None  # (parent value, new value) -> parent value
 
     def read(self) -> Any:
         """Return the node that holds the current value."""
         if self.version != self.storage.version:
-            if self.parent is not None and self.replay is not None:
-                self.value = self.replay()
+            if self.parent is not None and self.view is not None:
+                self.value = self.view(self.parent.read())
             self.version = self.storage.version
         return self.value
 
-    def write(self, value: fx.Node, where: str) -> None:
+    def write(self, value: fx.Node, emit: Emit, where: str) -> None:
         """Replace the value, and with it that of every other reference to the storage."""
-        if self.parent is None:
+        chain = [self]
+        while chain[-1].parent is not None:
+            chain.append(chain[-1].parent)
+        lacking = [i for i, ref in enumerate(chain[:-1]) if ref.scatter is None]
+        if lacking:
+            views, top = chain[: lacking[-1] + 1], chain[lacking[-1] + 1]
+            top.write(_scatter_by_position(top.read(), views[::-1], value, emit, where), emit, where)
+        elif self.parent is None or self.scatter is None:
             self.storage.version += 1
         else:
-            parent = self.parent.read()
-            if self.scatter is None:
-                raise CaptureError(
-                    f"A write through a view that fxopt cannot follow. {where} Write to the tensor "
-                    "itself, or to a clone of the view."
-                )
-            self.parent.write(self.scatter(parent, value), where)
+            self.parent.write(self.scatter(self.parent.read(), value), emit, where)
         self.value = value
         self.version = self.storage.version
+
+
+def _scatter_by_position(
+    base: fx.Node, views: Sequence[Ref], value: fx.Node, emit: Emit, where: str
+) -> fx.Node:
+    """Return `base` with `value` in the places that `views`, applied in turn, show of it."""
+    if any(ref.value.meta["val"].dtype != base.meta["val"].dtype for ref in views):
+        raise CaptureError(
+            f"A write through a view of another dtype that fxopt cannot follow. {where} Write to the "
+            "tensor itself, or to a clone of the view."
+        )
+    sizes = sizes_of(base, emit)
+    flat = emit(aten.reshape.default, base, [-1])
+    positions = emit(
+        aten.arange.default, sizes_of(flat, emit)[0], device=base.meta["val"].device
+    )
+    positions = emit(aten.reshape.default, positions, sizes)
+    for ref in views:
+        assert ref.view is not None
+        positions = ref.view(positions)
+    positions = emit(aten.reshape.default, positions, [-1])
+    values = emit(aten.reshape.default, value, [-1])
+    return emit(aten.reshape.default, emit(aten.scatter.src, flat, 0, positions, values), sizes)
 
 
 # Operators that return their argument itself in some cases, which their schema does not say.
@@ -99,13 +126,20 @@ def alias_of(node: fx.Node) -> fx.Node | None:
     return None
 
 
+def returns_argument(node: fx.Node) -> bool:
+    """Whether the model got the very tensor object that it gave, not another view of it."""
+    if alias_of(node) is None:
+        return False
+    return node.target in _HIDDEN_ALIASES or node.target in _RETURN_ARGUMENT
+
+
 def _node(argument: Any) -> fx.Node | None:
     return argument if isinstance(argument, fx.Node) else None
 
 
 def _storages(value: Any) -> set[int]:
     if isinstance(value, torch.Tensor):
-        return {value.untyped_storage()._cdata}
+        return {value.untyped_storage()._cdata} if torch._C._has_storage(value) else set()
     if isinstance(value, (list, tuple)):
         return set().union(*map(_storages, value)) if value else set()
     return set()
@@ -146,9 +180,21 @@ def inverse(call: Call, emit: Emit) -> Callable[[Any, Any], fx.Node] | None:
         return lambda base, new: emit(aten.view_as_complex.default, new)
     if target is aten.view_as_complex.default:
         return lambda base, new: emit(aten.view_as_real.default, new)
+    if target is aten.real.default:
+        return lambda base, new: emit(aten.complex.default, new, emit(aten.imag.default, base))
+    if target is aten.imag.default:
+        return lambda base, new: emit(aten.complex.default, emit(aten.real.default, base), new)
     return None
 
 
+_RETURN_ARGUMENT = {
+    aten.contiguous.default,
+    aten.to.dtype,
+    aten.to.dtype_layout,
+    aten.to.device,
+    aten.to.other,
+    aten.type_as.default,
+}
 _IDENTITIES = {
     aten.alias.default,
     aten.detach.default,
@@ -192,6 +238,22 @@ def _inverse_of_part(
             aten.slice_scatter.default, base, new, dim, start, ends[index], 1
         )
     return None
+
+
+def fill_diagonal(x: fx.Node, value: Any, wrap: bool = False, *, emit: Emit) -> fx.Node:
+    """Return what `x.fill_diagonal_(value, wrap)` leaves in `x`, by the positions it fills."""
+    sizes = sizes_of(x, emit)
+    if len(sizes) == 2 and not wrap:
+        diagonal = emit(aten.diagonal.default, x, 0, 0, 1)
+        filled = emit(aten.full_like.default, diagonal, value)
+        return emit(aten.diagonal_scatter.default, x, filled, 0, 0, 1)
+    step = sum(prod(sizes[axis + 1 :]) for axis in range(len(sizes)))
+    count = prod(sizes) if wrap else min(sizes) * step
+    flat = emit(aten.reshape.default, x, [-1])
+    part = emit(aten.slice.Tensor, flat, 0, 0, count, step)
+    filled = emit(aten.full_like.default, part, value)
+    flat = emit(aten.slice_scatter.default, flat, filled, 0, 0, count, step)
+    return emit(aten.reshape.default, flat, sizes)
 
 
 _BY_HAND = {

@@ -100,7 +100,7 @@ def read_manifest(text: str, source: Path) -> Manifest:
 
 def dump(content: Any) -> str:
     """Return JSON text, the same for the same content."""
-    return json.dumps(content, allow_nan=False, sort_keys=True, separators=(",", ":"))
+    return json.dumps(content, allow_nan=False, separators=(",", ":"))
 
 
 def parse_json(text: str) -> Any:

@@ -573,18 +573,14 @@ def _spell(pattern: CallPattern, node: fx.Node) -> Call | None:
         return complete(pattern.target, pattern.args, pattern.kwargs)
 
 
-_NOT_KNOWN = (ShapeNeeded, TypeError, ValueError, IndexError, AttributeError)  # symbols are no sizes
+# what a spelling raises that needs numbers where a pattern has symbols
+_NOT_KNOWN = (ShapeNeeded, TypeError, ValueError, IndexError, AttributeError)
 
 
 @functools.cache
 def root_targets(pattern: CallPattern) -> tuple[Any, ...]:
     """Return the operators at which a match may have its root, to index rules by."""
-    return tuple(dict.fromkeys((pattern.target, *_spelled_targets(pattern, pattern.args))))
-
-
-def _spelled_targets(pattern: CallPattern, args: tuple[Any, ...]) -> list[Any]:
-    """Return the operators that a call of the pattern's, with `args`, stands as in a graph."""
-    found = []
+    found = [pattern.target]
     for size, rank in itertools.product((2, 1), (1, 2, 3, 4, 5)):  # squeeze wants a size of 1
         dummy = torch.empty([size] * rank, device="meta")
 
@@ -592,29 +588,25 @@ def _spelled_targets(pattern: CallPattern, args: tuple[Any, ...]) -> list[Any]:
             return dummy if isinstance(argument, (Var, CallPattern)) else None
 
         with contextlib.suppress(*_NOT_KNOWN):
-            target = canonical(pattern.target, args, pattern.kwargs, described).target
-            if target is not None:
-                found.append(target)
-    return found
+            found.append(canonical(pattern.target, pattern.args, pattern.kwargs, described).target)
+    return tuple(dict.fromkeys(target for target in found if target is not None))
+
+
+_PERMUTES = (aten.transpose.int, aten.movedim.int, aten.movedim.intlist)
 
 
 def _check_spelling(pattern: Any) -> None:
-    """Raise OptionError for a call that never stands in a graph as it is written, with symbols."""
+    """Raise OptionError for a call that cannot stand in a graph because its numbers are symbols."""
     if isinstance(pattern, list):
         for item in pattern:
             _check_spelling(item)
-    if not isinstance(pattern, CallPattern):
-        return
-    _check_spelling([*pattern.args, *pattern.kwargs.values()])
-    if _spelled_targets(pattern, pattern.args):
-        return
-    numbers = [0 if isinstance(a, Var) or a is ANY else a for a in pattern.args[1:]]
-    found = _spelled_targets(pattern, (*pattern.args[:1], *numbers))
-    if found and pattern.target not in found:
-        raise OptionError(
-            f"{_op_text(pattern.target)} is written as {_op_text(found[0])} in a graph, and how "
-            f"depends on its numbers. Write them, or a pattern of {_op_text(found[0])}."
-        )
+    elif isinstance(pattern, CallPattern):
+        _check_spelling([*pattern.args, *pattern.kwargs.values()])
+        if pattern.target in _PERMUTES and any(isinstance(a, Var) for a in pattern.args[1:]):
+            raise OptionError(
+                f"{_op_text(pattern.target)} is written as permute in a graph, and how depends on "
+                "its numbers. Write the numbers, or x.permute(dims)."
+            )
 
 
 def depth_of(pattern: Any) -> int:

@@ -93,14 +93,16 @@ class _Run:
             graph.info.capture_seconds,
             graph.info.regularizers,
         )
-        self._begin_segment()
+        self._segment: list[Pass] = []  # the exact passes since the last verification
+        self._segment_steps = 0
+        self._start: GraphModule = oracle.original  # the graph before them
+        self._verified = False
 
     def _begin_segment(self) -> None:
         """Remember the graph as it is: what the passes from here on must not change."""
-        self._start = self.graph.copy() if self.oracle.mode == "final" else self.graph
-        self._segment: list[Pass] = []
+        self._segment = []
         self._segment_steps = len(self.story.steps)
-        self._verified = False
+        self._verified = True
 
     def apply(self, one: Pass) -> None:
         """Run one pass, record its step, and verify it if every pass is to be verified."""
@@ -108,6 +110,8 @@ class _Run:
         lossy = one.effect is Effect.LOSSY
         if lossy:
             self.settle()
+        elif self.oracle.mode == "final" and self._verified and not self._segment:
+            self._start = self.graph.copy()
         undo = self.graph.copy() if self.skip or self.oracle.mode == "each" else None
         before = self.story.final
         started = time.perf_counter()
@@ -126,7 +130,6 @@ class _Run:
         if lossy:
             self.oracle = self.oracle.since(self.graph)
             self._begin_segment()
-            self._verified = True
         elif self.oracle.mode == "each" and result.modified:
             self._verify_one(one, undo)
         else:
@@ -142,7 +145,6 @@ class _Run:
         self.story.verifications.append(verdict)
         if verdict.passed:
             self._begin_segment()
-            self._verified = True
             return
         guilty, message = find_guilty(self._start, self._segment, self.oracle)
         if not self.skip:
@@ -152,6 +154,7 @@ class _Run:
         self._restore(self._start.copy())
         del self.story.steps[self._segment_steps :]
         self._begin_segment()
+        self._verified = False
         reason = f"verification failed: error {verdict.error:.2g} > {verdict.bound:.2g}"
         for one in redo:
             if one is guilty:

@@ -17,7 +17,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxopt.effects import training_flag
 from fxopt.errors import CaptureError
-from fxopt.functionalize import Ref, Storage, alias_of, functional, inverse, sizes_of
+from fxopt.functionalize import (
+    Ref,
+    Storage,
+    alias_of,
+    fill_diagonal,
+    functional,
+    inverse,
+    returns_argument,
+    sizes_of,
+)
 from fxopt.graph_module import GraphInfo, GraphModule
 from fxopt.normalize import Call, argument_index, canonical, node_name
 from fxopt.provenance import module_of, source_line
@@ -65,6 +74,7 @@ class Translator:
         self._storages: list[Storage] = []
         self._roots: dict[Storage, Ref] = {}
         self._by_origin: dict[fx.Node, Ref] = {}
+        self._same: dict[fx.Node, fx.Node] = {}  # later names of one tensor object -> its first name
         self._casts: torch.dtype | None = None  # of the autocast region being inlined
         self._at: fx.Node | None = None  # the exported node being translated
 
@@ -129,9 +139,7 @@ class Translator:
         elif target is operator.getitem and isinstance(self._refs[node.args[0]].value, tuple):  # type: ignore[index]
             self._refs[node] = self._refs[node.args[0]].value[node.args[1]]  # type: ignore[index]
         elif isinstance(target, OpOverload) and target in _RESHAPES_ITSELF:
-            call = Call(_RESHAPES_ITSELF[target], node.args, dict(node.kwargs))
-            self._pure(node, call)
-            self._refs[node.args[0]] = self._refs[node]  # type: ignore[index]
+            self._reshape_itself(node, Call(_RESHAPES_ITSELF[target], node.args, dict(node.kwargs)))
         elif isinstance(target, OpOverload) and target._schema.is_mutable:
             self._write(node)
         else:
@@ -144,24 +152,58 @@ class Translator:
         if parent is None:
             self._define(node, value)
             return
+        whole = alias_of(parent) if call.target is operator.getitem else None
+        if whole is not None:  # a part of a split is a view of what was split
+            parent = whole
         base = self._refs[parent]
-        if call.target is operator.getitem:  # of a split: the parts are views of what was split
-            whole = alias_of(parent)
-            base = self._refs[whole] if whole is not None else base
-
-        def replay() -> Any:
-            return self._emit(node, call)[0]
-
+        if returns_argument(node):
+            self._same[node] = self._same.get(parent, parent)
         self._refs[node] = Ref(
-            base.storage, value, base.storage.version, base, replay, inverse(spelled, self.emit)
-        )
+            base.storage, value, base.storage.version, base,
+            self._view(spelled, base.value), inverse(spelled, self.emit),
+        )  # fmt: skip
+
+    def _view(self, spelled: Call, base: fx.Node) -> Callable[[Any], Any]:
+        """Return how the view `spelled` of `base` is taken of another value."""
+
+        def view(value: Any) -> Any:
+            def other(argument: Any) -> Any:
+                return value if argument is base else argument
+
+            if spelled.target is None:
+                return value
+            arguments = fx.map_arg(spelled.args, other)
+            if spelled.target is operator.getitem and spelled.args[0] is not base:
+                parts = spelled.args[0]
+                arguments = (self.emit(parts.target, *fx.map_arg(parts.args, other)), arguments[1])
+            return self.emit(spelled.target, *arguments, **fx.map_arg(spelled.kwargs, other))
+
+        return view
+
+    def _reshape_itself(self, node: fx.Node, call: Call) -> None:
+        """Translate `x.t_()` and its like: from now on, every name of `x` means the result."""
+        argument = node.args[0]
+        assert isinstance(argument, fx.Node)
+        first = self._same.get(argument, argument)
+        ref = self._refs[first]
+        owned = ref.parent is None and ref.storage.origin is not None
+        if owned and call.target is not aten.detach.default:
+            raise CaptureError(
+                f"{node.target} changes the shape of an input or of a buffer for its owner, which a "
+                f"graph cannot. {self._where()} Use the form without underscore."
+            )
+        self._pure(node, call)
+        self._same[node] = first
+        for name in [first, *(other for other, same in self._same.items() if same is first)]:
+            self._refs[name] = self._refs[node]
 
     def _write(self, node: fx.Node) -> None:
         """Translate an in-place operator: compute the value, then write it through the views."""
         target = node.target
         assert isinstance(target, OpOverload)
         found = functional(target)
-        if target is not aten.copy_.default and found is None:
+        special = (aten.copy_.default, aten.fill_diagonal_.default)
+        if target not in special and found is None:
             raise CaptureError(
                 f"{target} writes to its arguments in a way that fxopt does not know. "
                 f"{self._where()} Use the form without underscore or out=."
@@ -172,12 +214,15 @@ class Translator:
         before = ref.read()
         if target in (aten.copy_.default, aten.fill_.Tensor):
             value = self.read(node.args[1])
+        elif target is aten.fill_diagonal_.default:
+            value = fill_diagonal(before, *self.read(node.args[1:]), emit=self.emit)
         else:
             args = node.args + ((0,) if target is aten.zero_.default else ())
             kwargs = {key: value for key, value in node.kwargs.items() if key != "out"}
             value, _ = self._emit(node, Call(plain, args, kwargs), val=None)
-        ref.write(self._shaped_like(value, before), self._where())
+        ref.write(self._shaped_like(value, before), self.emit, self._where())
         self._refs[node] = ref
+        self._same[node] = self._same.get(destination, destination)
 
     def _shaped_like(self, value: fx.Node, destination: fx.Node) -> fx.Node:
         """Cast and broadcast a value to what a write stores in `destination`."""
@@ -229,9 +274,9 @@ class Translator:
 
     # -- creating -----------------------------------------------------------------------------
 
-    def emit(self, target: Any, *args: Any, val: Any = None) -> fx.Node:
+    def emit(self, target: Any, *args: Any, val: Any = None, **kwargs: Any) -> fx.Node:
         """Create a call on new nodes, in canonical spelling, with its value inferred."""
-        call = canonical(target, args, {}, describe)
+        call = canonical(target, args, kwargs, describe)
         if call.target is None:
             return call.args[0]  # type: ignore[no-any-return]
         node = self._create(call, self._at)

@@ -8,10 +8,11 @@ Before                                   After
     z = conv2d(y, w, b)
 
 A factor is a Python number, a constant of one element, or a constant that varies along the layer's
-channels and along nothing else; the channels are followed through reshape, permute, flatten,
-dropout in evaluation and averages over positions. Every mul, div, add, sub, rsub and neg is folded
-by itself, the nearest to the layer first, so that chains fold completely; `fxopt.affine` has the
-algebra. A batch norm behind which a constant stands takes it into its own weights.
+channels and along nothing else; the channels are followed through reshape, permute, flatten, split
+(a factor on the queries of a joint q, k, v layer scales just their rows), dropout in evaluation and
+averages over positions. Every mul, div, add, sub, rsub and neg is folded by itself, the nearest to
+the layer first, so that chains fold completely; `fxopt.affine` has the algebra. A batch norm behind
+which a constant stands takes it into its own weights.
 
 Left alone: factors that are computed from inputs; factors that vary along positions; a layer whose
 output has another user; a result of another dtype than the input; in front of a layer, shifts where
@@ -160,7 +161,8 @@ _READERS: dict[Any, Callable[[GraphModule, fx.Node], Affine | None]] = {
 
 def _read_layer_norm(graph: GraphModule, node: fx.Node) -> Affine | None:
     """normalized(x) · γ + β"""
-    x, shape, gamma, beta, *rest = _arguments(node)
+    args: Any = node.args
+    x, shape, gamma, beta, *rest = args
     weights = tuple(weight for weight in (gamma, beta) if weight is not None)
     if not weights or not all(is_constant(graph, weight) for weight in weights):
         return None
@@ -177,14 +179,11 @@ def _read_layer_norm(graph: GraphModule, node: fx.Node) -> Affine | None:
 
 def _read_rms_norm(graph: GraphModule, node: fx.Node) -> Affine | None:
     """normalized(x) · γ"""
-    x, shape, gamma, epsilon = _arguments(node)
+    args: Any = node.args
+    x, shape, gamma, epsilon = args
     if not is_constant(graph, gamma):
         return None
     return Affine(node, x, tuple(shape), (gamma,), wide, bare=(x, shape, None, epsilon))
-
-
-def _arguments(node: fx.Node) -> Any:
-    return node.args
 
 
 _NORMS = {aten.layer_norm.default: _read_layer_norm, aten.rms_norm.default: _read_rms_norm}

@@ -11,8 +11,8 @@ In front of a layer it goes into the input side of the weights (`fxopt.affine` h
 All of it is computed in float64 and stored in w's dtype.
 
 Handled: 1d, 2d and 3d convolutions and transposed convolutions, grouped or not, and linear layers;
-an instance norm that uses running statistics; calls between the two that only move elements or
-average over positions (flatten, permute, reshape_as, dropout in evaluation, mean).
+an instance norm that uses running statistics; calls between the two that only move elements, take
+some, or average over positions (flatten, permute, reshape_as, split, dropout in evaluation, mean).
 
 Left alone: a convolution whose output has another user; a batch norm that uses batch statistics;
 one whose channels are not the layer's (Linear, then BatchNorm1d, on (N, L, C)); weights that are
@@ -55,7 +55,8 @@ class FuseConvBn:
 
 def _affine(graph: GraphModule, norm: fx.Node) -> Affine:
     """s = γ / √(σ² + ε),  t = β − μ · s"""
-    x, gamma, beta, mean, variance, _, _, epsilon, _ = _arguments(norm)
+    args: Any = norm.args
+    x, gamma, beta, mean, variance, _, _, epsilon, _ = args
     obstacle = _obstacle(graph, norm)
     if obstacle is not None:
         return Affine(norm, x, obstacle=obstacle)
@@ -75,13 +76,10 @@ def _affine(graph: GraphModule, norm: fx.Node) -> Affine:
     return Affine(norm, x, shape, sources, scale, shift)
 
 
-def _arguments(norm: fx.Node) -> Any:
-    return norm.args
-
-
 def _obstacle(graph: GraphModule, norm: fx.Node) -> str | None:
     """Why this norm is not a constant scale and shift per channel, or None."""
-    _, gamma, beta, mean, variance, batch_statistics, *_ = _arguments(norm)
+    args: Any = norm.args
+    _, gamma, beta, mean, variance, batch_statistics, *_ = args
     if batch_statistics is not False or mean is None or variance is None:
         return "it uses batch statistics"
     named = {"weight": gamma, "bias": beta, "running mean": mean, "running variance": variance}

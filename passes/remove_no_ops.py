@@ -10,7 +10,8 @@ has (a symbolic size only where it is the same expression), pads and rolls by no
 with a neutral number, permutations that cancel or compose, and pairs that undo each other: split
 and cat, unbind and stack. A removed dropout cannot be switched on for training any more.
 
-Adding 0 turns −0.0 into 0.0; that sign is lost. Everything else keeps every bit.
+Adding 0, and averaging one element, turn −0.0 into 0.0; here it stays −0.0. Everything else keeps
+every bit.
 
 Left alone: what changes shape or dtype (an integer tensor times 1.0); dropout in training; copies
 whose going would make an output share memory with an input, a constant or another output, or let

@@ -167,8 +167,7 @@ def _by_parts(e: Emitter, node: fx.Node, target: OpOverload) -> Any:
     try:
         for one in [n for n in graph.graph.nodes if n.op == "call_function"]:
             one.meta.update({k: node.meta[k] for k in ("path", "source") if k in node.meta})
-            schema = getattr(one.target, "_schema", None)
-            if one.target is target or (schema is not None and schema.is_mutable):
+            if one.target is target:
                 return None
             inner.emit(one)
     except LoweringError as error:
@@ -203,11 +202,20 @@ def _trace(node: fx.Node, target: OpOverload, given: list[fx.Node]) -> fx.GraphM
     with FakeTensorMode(allow_non_fake_inputs=True):
         fakes = [_like(one.meta["val"]) for one in given]
         try:
-            functional = torch.func.functionalize(call, remove="mutations")
-            return make_fx(functional, decomposition_table=table)(*fakes)
+            traced = make_fx(call, decomposition_table=table)(*fakes)
+            if _writes(traced):
+                functional = torch.func.functionalize(traced, remove="mutations")
+                traced = make_fx(functional)(*fakes)
+            return None if _writes(traced) else traced
         except Exception as error:
             log.debug("decomposing %s failed: %s", target, error)
             return None
+
+
+def _writes(traced: fx.GraphModule) -> bool:
+    """Whether a traced graph still writes to tensors."""
+    schemas = [getattr(node.target, "_schema", None) for node in traced.graph.nodes]
+    return any(schema is not None and schema.is_mutable for schema in schemas)
 
 
 def _like(fake: torch.Tensor) -> torch.Tensor:

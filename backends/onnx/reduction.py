@@ -15,8 +15,12 @@ from fxopt.backends.onnx.registry import emits
 
 
 def axes_of(x: Any, dims: Any) -> list[int]:
-    """Return the dimensions a reduction goes over; none given means all."""
-    rank = len(shape_of(x))
+    """Return the dimensions a reduction of a tensor goes over; none given means all."""
+    return wrapped(dims, len(shape_of(x)))
+
+
+def wrapped(dims: Any, rank: int) -> list[int]:
+    """Return dimensions counted from the front; none given means all."""
     if dims is None or (isinstance(dims, (list, tuple)) and not dims):
         return list(range(rank))
     given = [dims] if isinstance(dims, int) else list(dims)
@@ -136,9 +140,22 @@ def _old_norm(
     return _norm(e, x, 2 if order is None else order, dims, keep)
 
 
+@emits("dist")
+def _dist(e: Emitter, a: Any, b: Any, order: Any = 2) -> Value:
+    gap = e.op("Sub", e.operand(a, e.out_dtype), e.operand(b, e.out_dtype))
+    return _norm_of(e, gap, len(_broadcast(a, b)), order, None, False)
+
+
+def _broadcast(a: Any, b: Any) -> Sequence[Any]:
+    return torch.broadcast_shapes(a.meta["val"].shape, b.meta["val"].shape)
+
+
 def _norm(e: Emitter, x: Any, order: Any, dims: Any, keep: bool) -> Value:
-    dtype, rank, axes = e.out_dtype, len(shape_of(x)), axes_of(x, dims)
-    value = e.operand(x, dtype)
+    return _norm_of(e, e.operand(x, e.out_dtype), len(shape_of(x)), order, dims, keep)
+
+
+def _norm_of(e: Emitter, value: Value, rank: int, order: Any, dims: Any, keep: bool) -> Value:
+    dtype, axes = e.out_dtype, wrapped(dims, rank)
     if rank == 0 and order != 0:
         return e.op("Abs", value)
     if order in (1, 2):

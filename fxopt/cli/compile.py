@@ -26,7 +26,7 @@ from fxopt.errors import ArtefactError
 from fxopt.graph_module import GraphModule
 from fxopt.inputs import Inputs, evaluation, infer_inputs, map_tensors
 from fxopt.pipeline import ON_ERROR, VERIFY
-from fxopt.registry import classes
+from fxopt.registry import classes, resolve_backend, resolve_pass
 
 model_argument = click.argument("model")
 trust_option = click.option(
@@ -105,14 +105,15 @@ def compile_command(
         shapes = dynamic_shapes(dynamic)
         judge = _judge(verify)
         _check_writable(output)
-        chosen = backend or _backend_for(output)
+        chosen = resolve_backend(backend or _backend_for(output), dict(option))
+        chosen_passes = expand(passes)
         screen.progress(f"load {model}")
         loaded = load_model(model, trust=trust)
         inputs = example_inputs(model, loaded, input)
         compiled: CompiledModel = compile(
-            loaded, inputs, backend=chosen, passes=expand(passes), dynamic_shapes=shapes,
+            loaded, inputs, backend=chosen, passes=chosen_passes, dynamic_shapes=shapes,
             precision=precision, verify=judge, tolerance=tolerance, on_error=on_error,
-            progress=screen.progress, **dict(option),
+            progress=screen.progress,
         )  # fmt: skip
         _complete_recipe(compiled, model, input, dynamic, verify)
         if output is not None:
@@ -148,7 +149,7 @@ def expand(passes: list[str] | None) -> list[Any] | None:
         return None
     expanded: list[Any] = []
     for one in passes:
-        expanded += default_passes() if one == "default" else [one]
+        expanded += default_passes() if one == "default" else [resolve_pass(one)]
     return expanded
 
 
@@ -216,7 +217,8 @@ def _show(
         document["benchmark"] = vars(speed) if speed is not None else None
         screen.document(document)
         return
-    screen.show(report)
+    for part in report.__rich__().renderables:
+        screen.show(part)
     if output is not None:
         screen.show(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")
     if speed is not None:

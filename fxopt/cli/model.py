@@ -83,7 +83,7 @@ def _make(spec: str, found: Any) -> Any:
             found = _guarded(spec, lambda: found(**given))
     if not isinstance(found, (torch.nn.Module, ExportedProgram)):
         raise click.UsageError(
-            f"{spec} is a {type(found).__name__}, not a torch.nn.Module. {FORMS}"
+            f"{spec} gives {type(found).__name__}, which is not a torch.nn.Module. {FORMS}"
         )
     return found
 
@@ -155,7 +155,8 @@ def _import_module(name: str) -> ModuleType:
             raise FxoptError(f"'{name}' cannot be imported: {error}.") from error
         parent, _, last = missing.rpartition(".")
         found = pkgutil.iter_modules(sys.modules[parent].__path__ if parent in sys.modules else None)
-        near = _near(last, (module.name for module in found))
+        prefix = f"{parent}." if parent else ""
+        near = _near(last, (module.name for module in found), prefix)
         raise click.UsageError(f"There is no module '{missing}'.{near}") from None
 
 
@@ -204,6 +205,6 @@ def _guarded(
         raise FxoptError(f"{what} failed with {type(error).__name__}: {error}{at}") from error
 
 
-def _near(name: str, known: Iterable[str]) -> str:
+def _near(name: str, known: Iterable[str], prefix: str = "") -> str:
     near = difflib.get_close_matches(name, [one for one in known if one[0] != "_"], n=1)
-    return f" Did you mean '{near[0]}'?" if near else ""
+    return f" Did you mean '{prefix}{near[0]}'?" if near else ""

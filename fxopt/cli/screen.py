@@ -12,6 +12,8 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.status import Status
+from rich.table import Table
 
 from fxopt.errors import FxoptError, OptionError
 
@@ -32,6 +34,7 @@ class Screen:
         self.quiet = quiet
         self.stdout = sys.stdout
         self.stderr = Console(stderr=True, highlight=False)
+        self._spinner: Status | None = None
 
     @contextlib.contextmanager
     def job(self) -> Iterator[None]:
@@ -53,9 +56,7 @@ class Screen:
                 yield
         except (FxoptError, click.UsageError) as error:
             if self.as_json:
-                kind = "UsageError" if isinstance(error, click.UsageError) else type(error).__name__
-                message = error.format_message() if isinstance(error, click.UsageError) else str(error)
-                self.document({"error": {"type": kind, "message": message}})
+                self.document({"error": {"type": type(error).__name__, "message": str(error)}})
             if isinstance(error, click.UsageError):
                 raise
             raise Failure(error) from error
@@ -65,7 +66,6 @@ class Screen:
 
     @contextlib.contextmanager
     def _status(self) -> Iterator[None]:
-        self._spinner = None
         if self.quiet or not self.stderr.is_terminal:
             yield
             return
@@ -80,13 +80,12 @@ class Screen:
             click.echo(text, err=True)
 
     def show(self, renderable: Any) -> None:
-        """Print something rich, or text, on stdout: in colour for a terminal, plain otherwise."""
-        console = Console(file=self.stdout, highlight=False, soft_wrap=isinstance(renderable, str))
-        if not console.is_terminal:
-            console = Console(
-                file=self.stdout, highlight=False, width=110, soft_wrap=isinstance(renderable, str)
-            )
-        console.print(renderable, markup=False)
+        """Print a table, or lines of text that are never wrapped, on stdout."""
+        is_table = isinstance(renderable, Table)
+        console = Console(file=self.stdout, highlight=False)
+        if not console.is_terminal:  # a table has the same width in every file
+            console = Console(file=self.stdout, highlight=False, width=110)
+        console.print(renderable, markup=False, soft_wrap=not is_table)
 
     def document(self, content: Any) -> None:
         """Print one JSON document on stdout."""

@@ -25,7 +25,6 @@ from fxopt.cli.values import InputSpec, PassesType, dynamic_shapes
 from fxopt.compile import optimize
 from fxopt.graph_module import GraphModule
 from fxopt.picture import visualize
-from fxopt.registry import resolve_pass
 from fxopt.story import Step, Story
 from fxopt.text import graph_text
 
@@ -91,7 +90,6 @@ def explain_command(
     """Run PASS on the graph of MODEL; say what it rewrote, and where it held back and why."""
     screen = Screen(quiet=quiet)
     with screen.job():
-        resolve_pass(pass_name)
         graph = _optimized(screen, model, input, dynamic, [*(passes or []), pass_name], trust)
         step = _story(graph).steps[-1]
     screen.show(_explanation(step))
@@ -108,7 +106,7 @@ def _optimized(
     trust: bool,
 ) -> GraphModule:
     shapes = dynamic_shapes(dynamic)
-    expanded = [resolve_pass(one) for one in expand(passes) or []]
+    expanded = expand(passes)
     screen.progress(f"load {spec}")
     model = load_model(spec, trust=trust)
     return optimize(
