@@ -130,8 +130,6 @@ class _Layer:
         for name, node in (("weight", self.weight), ("bias", self.bias)):
             if node is not None and not is_constant(graph, node):
                 return f"the {name} of {self.node.name} is not a constant"
-        if not (dtype_of(self.weight).is_floating_point or dtype_of(self.weight).is_complex):
-            return f"the weight of {self.node.name} is of integers"
         return None
 
 

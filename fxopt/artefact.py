@@ -13,18 +13,25 @@ through the same format.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import sympy
 import torch
 from torch import fx
+from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from fxopt import operators
-from fxopt.container import CONSTANTS, EXAMPLES, GRAPH, MANIFEST, STORED, Content, write_container
-from fxopt.container import open_container as _open
-from fxopt.container import reading as _reading
+from fxopt.container import (
+    CONSTANTS,
+    EXAMPLES,
+    GRAPH,
+    MANIFEST,
+    Content,
+    open_container,
+    write_container,
+)
 from fxopt.encode import dtype_name, encode
 from fxopt.errors import ArtefactError
 from fxopt.files import atomic_path
@@ -39,6 +46,7 @@ from fxopt.manifest import (
     write_size,
 )
 from fxopt.rebuild import rebuild
+from fxopt.stored import constants_of, examples_of
 
 _META = ("path", "module", "source", "rule", "replaces", "switch")  # what a node keeps
 
@@ -55,7 +63,7 @@ def write_artefact(path: Path, graph: GraphModule, manifest: str) -> None:
 
 def read_artefact(path: Path) -> tuple[GraphModule, str]:
     """Read a graph and its manifest; raise ArtefactError for a file that is damaged or foreign."""
-    with _open(path) as container:
+    with open_container(path) as container:
         manifest = container.text(MANIFEST)
         check_format(parse_json(manifest))
         content = parse_json(container.text(GRAPH))
@@ -72,12 +80,11 @@ def graph_to_bytes(graph: GraphModule, *, with_examples: bool = True) -> bytes:
 
 def graph_from_bytes(content: bytes) -> GraphModule:
     """Return the graph that `graph_to_bytes` wrote; raise ArtefactError for anything else."""
-    with _reading(b""):
-        with _open(bytes(content)) as container:
-            graph = parse_json(container.text(GRAPH))
-            check_format(graph)
-            examples = container.tensors(EXAMPLES) if EXAMPLES in container.names else {}
-            return rebuild(graph, container.tensors(CONSTANTS), examples)
+    with open_container(bytes(content)) as container:
+        graph = parse_json(container.text(GRAPH))
+        check_format(graph)
+        examples = container.tensors(EXAMPLES) if EXAMPLES in container.names else {}
+        return rebuild(graph, container.tensors(CONSTANTS), examples)
 
 
 # -- the graph as JSON ----------------------------------------------------------------------------
@@ -85,8 +92,8 @@ def graph_from_bytes(content: bytes) -> GraphModule:
 
 def _members(graph: GraphModule, *, with_examples: bool) -> dict[str, Content]:
     info = graph.info
-    flags, tensors = _constants(graph)
-    examples, values = _examples(info.example_inputs, with_examples)
+    flags, tensors = constants_of(graph)
+    examples, values = examples_of(info.example_inputs, with_examples)
     content = {
         "format": FORMAT,
         "fxopt": fxopt_version(),
@@ -225,92 +232,4 @@ def _sizes(value: Any) -> Iterator[Any]:
 
 
 def _is_unbacked(symbol: sympy.Symbol) -> bool:
-    return str(symbol).startswith(("u", "zuf"))
-
-
-# -- constants and examples -----------------------------------------------------------------------
-
-
-def _constants(graph: GraphModule) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
-    """Return the flags of every constant, and the tensors to store: one for each memory."""
-    flags: list[dict[str, Any]] = []
-    tensors: dict[str, torch.Tensor] = {}
-    objects: dict[int, str] = {}
-    memory: dict[Any, str] = {}
-    for name, tensor in sorted(graph.constants().items()):
-        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
-        same = objects.setdefault(id(tensor), name)
-        first = memory.setdefault(place, name) if tensor.numel() else same
-        if first == name:
-            tensors[name] = _storable(name, tensor)
-        flags.append({
-            "name": name,
-            "same": same,  # the first name of this very tensor
-            "data": first,  # the name under which its bytes are stored
-            "dtype": dtype_name(tensor.dtype),
-            "device": str(tensor.device),
-            "order": _order(tensor),
-            "parameter": isinstance(tensor, torch.nn.Parameter),
-            "requires_grad": tensor.requires_grad,
-            "persistent": graph.is_persistent(name),
-        })  # fmt: skip
-    return flags, tensors
-
-
-def _storable(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor's bytes, in the order of its memory, in a dtype that safetensors has."""
-    if type(tensor) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
-        raise _cannot_store(name, f"a {type(tensor).__name__}")
-    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
-        raise _cannot_store(name, f"{tensor.layout}, {tensor.dtype} on {tensor.device}")
-    data = tensor.detach().resolve_conj().resolve_neg().permute(_order(tensor))
-    if data.is_complex():
-        return torch.view_as_real(data)
-    if data.dtype in STORED:
-        return data
-    if data.dtype.itemsize == 1 and data.dtype.is_floating_point:
-        return data.view(torch.uint8)
-    raise _cannot_store(name, str(tensor.dtype))
-
-
-def _cannot_store(name: str, kind: str) -> ArtefactError:
-    return ArtefactError(
-        f"Constant '{name}' is {kind}, which cannot be saved. Convert it to a plain dense tensor "
-        "before compiling."
-    )
-
-
-def _order(tensor: torch.Tensor) -> list[int]:
-    """Return the dimensions from the outermost in memory to the innermost."""
-    axes = range(tensor.dim())
-    if tensor.is_contiguous() or 0 in tensor.stride():
-        return list(axes)
-    return sorted(axes, key=lambda axis: -tensor.stride(axis))
-
-
-def _examples(
-    inputs: Iterable[Any], with_values: bool
-) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
-    """Return what example inputs were, and their values where these are asked for."""
-    described: list[dict[str, Any]] = []
-    values: dict[str, torch.Tensor] = {}
-    for index, value in enumerate(inputs):
-        if not isinstance(value, torch.Tensor):
-            described.append({"value": encode(value)})
-            continue
-        described.append({
-            "shape": list(value.shape), "dtype": dtype_name(value.dtype),
-            "device": str(value.device), "order": _order(value), "range": _range(value),
-        })  # fmt: skip
-        if with_values:
-            values[str(index)] = _storable(f"example input {index}", value)
-    return described, values
-
-
-def _range(value: torch.Tensor) -> Any:
-    """Return the least and the largest element: enough to make inputs of the same kind."""
-    if value.numel() == 0 or value.is_complex():
-        return None
-    wide = value.detach().double() if value.is_floating_point() else value.detach().long()
-    wide = wide[wide.isfinite()]
-    return [wide.min().item(), wide.max().item()] if wide.numel() else None
+    return symbol_is_type(symbol, (SymT.UNBACKED_INT, SymT.UNBACKED_FLOAT))

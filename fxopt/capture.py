@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,24 +15,27 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
+from fxopt.dynamic import make_dynamic
 from fxopt.errors import CaptureError
 from fxopt.graph_module import GraphInfo, GraphModule
 from fxopt.inputs import (
     Inputs,
     as_inputs,
+    check_input,
     check_ready,
     evaluation,
     forward_signature,
     infer_inputs,
     map_tensors,
 )
-from fxopt.provenance import user_frame
+from fxopt.provenance import source_line, user_frame
 from fxopt.shapes import fake_of
 from fxopt.signature import ConstantLeaf, Signature, Structure, TensorLeaf
+from fxopt.training import absent_regularizers, switches_of
 from fxopt.translate import Translator
 
 log = logging.getLogger("fxopt")
@@ -49,18 +53,40 @@ def capture(
 
     Raises CaptureError, with the user's source line where there is one.
     """
-    if isinstance(model, GraphModule):
-        return model.copy()
     started = time.perf_counter()
-    if isinstance(model, ExportedProgram):
-        graph = _from_program(model, model.module(check_guards=False), _program_inputs(model))
+    if isinstance(model, (GraphModule, ExportedProgram)):
+        graph = _captured_before(model, example_inputs, dynamic_shapes)
+        if isinstance(model, GraphModule):
+            return graph
     else:
+        model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
         check_ready(model)
-        inputs = bind_inputs(model, example_inputs)
-        inputs, shapes = _dynamic(model, inputs, dynamic_shapes)
+        inputs, shapes = bind_inputs(model, example_inputs), None
+        if dynamic_shapes is not None:
+            inputs, shapes = _dynamic(model, inputs, dynamic_shapes)
         program = _export(model, inputs, shapes)
         graph = _from_program(program, model, inputs)
     graph.info.capture_seconds = time.perf_counter() - started
+    return graph
+
+
+def _captured_before(
+    model: GraphModule | ExportedProgram, example_inputs: Any, dynamic_shapes: Any
+) -> GraphModule:
+    """Return a graph of what was captured already, once the inputs are known to fit it."""
+    if dynamic_shapes is not None:
+        raise CaptureError(
+            f"dynamic_shapes cannot change a {type(model).__name__}, which was captured already. "
+            "Give them when you capture or export the model."
+        )
+    if isinstance(model, GraphModule):
+        graph = model.copy()
+    else:
+        graph = _from_program(model, model.module(check_guards=False), _program_inputs(model))
+    signature = graph.info.signature
+    if example_inputs is not None and signature is not None:
+        given = as_inputs(example_inputs)
+        signature.check(signature.flatten(given.args, given.kwargs))
     return graph
 
 
@@ -86,108 +112,80 @@ def bind_inputs(model: torch.nn.Module, example_inputs: Any) -> Inputs:
             f"The example inputs do not fit {type(model).__name__}.forward{signature}: {error}. "
             "Pass a tuple of positional arguments, a dict of keyword arguments, or (args, kwargs)."
         ) from None
-    for value in pytree.tree_leaves((bound.args, bound.kwargs)):
-        if is_dataclass(value) and not isinstance(value, type):
-            _register_dataclass(type(value))
+    while any([_register_dataclass(leaf) for leaf in pytree.tree_leaves(dict(bound.arguments))]):
+        pass  # dataclasses may hold dataclasses
+    for path, leaf in pytree.tree_flatten_with_path(dict(bound.arguments))[0]:
+        check_input(_path_text(path), leaf)
     return Inputs(bound.args, bound.kwargs)
 
 
-def _dynamic(model: torch.nn.Module, inputs: Inputs, dynamic_shapes: Any) -> tuple[Inputs, Any]:
-    """Return inputs whose dynamic dimensions are at least 2, and shapes as torch.export wants them."""
-    if dynamic_shapes is None:
-        return inputs, None
+def _path_text(path: Any) -> str:
+    """Return the path of a leaf in a dict of arguments as a user would write it: `x.mask[0]`."""
+    head, *rest = path
+    return f"{head.key}{pytree.keystr(tuple(rest))}"
+
+
+def _dynamic(model: torch.nn.Module, inputs: Inputs, given: Any) -> tuple[Inputs, Any]:
     bound = forward_signature(model).bind(*inputs.args, **inputs.kwargs)
-    arguments = bound.arguments
-    if isinstance(dynamic_shapes, dict) and all(isinstance(key, int) for key in dynamic_shapes):
-        everywhere = dict(dynamic_shapes)
-        spec: Any = map_tensors(dict(arguments), lambda tensor: {
-            axis: name for axis, name in everywhere.items() if axis < tensor.dim()
-        })
-    elif isinstance(dynamic_shapes, (tuple, list)):
-        spec = dict(zip(arguments, dynamic_shapes, strict=False))
-    else:
-        spec = dict(dynamic_shapes)
-    for name in spec:
-        if name not in arguments:
-            raise CaptureError(
-                f"dynamic_shapes names '{name}', but the inputs are {', '.join(arguments)}."
-            )
-    sized = {name: _enlarge(value, spec.get(name)) for name, value in arguments.items()}
-    bound.arguments.update(sized)
-    shapes = {name: _dims(value, spec.get(name)) for name, value in sized.items()}
+    arguments, shapes = make_dynamic(bound.signature, bound.arguments, given)
+    bound.arguments.update(arguments)
     return Inputs(bound.args, bound.kwargs), shapes
-
-
-def _enlarge(value: Any, spec: Any) -> Any:
-    """Give each dynamic dimension of size 0 or 1 the size 2: torch.export would fix 0 and 1."""
-    if isinstance(value, torch.Tensor) and isinstance(spec, dict):
-        for axis, name in spec.items():
-            if name is not None and value.shape[axis] < 2:
-                rows = value if value.shape[axis] else value.new_zeros(
-                    [1 if d == axis else size for d, size in enumerate(value.shape)]
-                )
-                value = torch.cat([rows, rows], dim=axis)
-        return value
-    if isinstance(value, torch.Tensor) and isinstance(spec, (tuple, list)):
-        return _enlarge(value, dict(enumerate(spec)))
-    if isinstance(value, dict) and isinstance(spec, dict):
-        return {key: _enlarge(item, spec.get(key)) for key, item in value.items()}
-    if isinstance(value, (tuple, list)) and isinstance(spec, (tuple, list)):
-        return type(value)(_enlarge(v, s) for v, s in zip(value, spec, strict=True))
-    return value
-
-
-def _dims(value: Any, spec: Any) -> Any:
-    """Return a spec with every name, True or Dim written as torch.export wants it."""
-    if isinstance(value, torch.Tensor):
-        entries = spec.items() if isinstance(spec, dict) else enumerate(spec or ())
-        return {axis: _dim(entry) for axis, entry in entries if entry is not None} or None
-    if isinstance(value, dict):
-        return {key: _dims(item, (spec or {}).get(key)) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        specs = spec if isinstance(spec, (tuple, list)) else [None] * len(value)
-        return type(value)(_dims(v, s) for v, s in zip(value, specs, strict=True))
-    return _dim(spec) if spec is not None and isinstance(value, int) else None
-
-
-def _dim(entry: Any) -> Any:
-    return Dim.DYNAMIC if isinstance(entry, str) or entry is True else entry
 
 
 # -- torch.export ---------------------------------------------------------------------------------------
 
 
 def _export(model: torch.nn.Module, inputs: Inputs, shapes: Any) -> ExportedProgram:
+    if any(module.training for module in model.modules()):
+        log.info("the model is in training mode; captured in evaluation mode, left as it was")
+    # Sizes that may be 0 or 1 leave guards only with the first of these, so it comes first.
+    modes = [(True, False), (True, True), (False, False), (False, True)] if shapes else [(False, False), (False, True)]
     failures: list[tuple[str, Exception]] = []
-    with evaluation(model) as was_training, _quiet():
-        if was_training:
-            log.info("the model is in training mode; captured in evaluation mode, left as it was")
-        for strict in (False, True):
+    with evaluation(model), _attributes_kept(model), _quiet():
+        for oblivious, strict in modes:
             try:
-                return _export_once(model, inputs, shapes, strict)
+                return _export_once(model, inputs, shapes, strict, oblivious)
             except Exception as error:
                 failures.append(("strict" if strict else "non-strict", error))
-        registered = _register_output_classes(model, inputs)
-        if registered:
-            return _export_once(model, inputs, shapes, False)
-        raise _capture_error(model, inputs, failures) from failures[0][1]
+        if _register_output_classes(model, inputs):
+            try:
+                return _export_once(model, inputs, shapes, False, bool(shapes))
+            except Exception as error:
+                failures.insert(0, ("non-strict", error))
+        raise _capture_error(model, inputs, failures[:2]) from failures[0][1]
 
 
 def _export_once(
-    model: torch.nn.Module, inputs: Inputs, shapes: Any, strict: bool
+    model: torch.nn.Module, inputs: Inputs, shapes: Any, strict: bool, oblivious: bool
 ) -> ExportedProgram:
-    return torch.export.export(
-        model, inputs.args, inputs.kwargs, dynamic_shapes=shapes, strict=strict
-    )
+    import torch.fx.experimental._config as config
+
+    with config.patch(backed_size_oblivious=oblivious):
+        return torch.export.export(
+            model, inputs.args, inputs.kwargs, dynamic_shapes=shapes, strict=strict
+        )
+
+
+@contextmanager
+def _attributes_kept(model: torch.nn.Module) -> Iterator[None]:
+    """Put back the very objects that the modules' attributes were: export leaves copies."""
+    kept = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes in kept:
+            vars(module).clear()
+            vars(module).update(attributes)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what torch.export says about itself."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export", "torch._dynamo")]
+    """Silence what torch says about itself while it exports."""
+    known = logging.root.manager.loggerDict
+    loggers = [logging.getLogger(name) for name in list(known) if name.split(".")[0] == "torch"]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
+        logger.setLevel(logging.CRITICAL + 1)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -197,56 +195,98 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def _try(model: torch.nn.Module, inputs: Inputs) -> Any:
+    """Run a copy of the model on copies of the inputs."""
+    args, kwargs = map_tensors((inputs.args, inputs.kwargs), torch.clone)
+    with torch.no_grad():
+        return deepcopy(model)(*args, **kwargs)
+
+
 def _capture_error(
     model: torch.nn.Module, inputs: Inputs, failures: list[tuple[str, Exception]]
 ) -> CaptureError:
     """Say why: first whether the model itself accepts the inputs, then what export said."""
+    name = type(model).__name__
+    if any(isinstance(error, RecursionError) for _, error in failures):
+        return CaptureError(
+            f"{name} is nested deeper than Python's recursion limit allows. Raise it with "
+            "sys.setrecursionlimit, or flatten the model."
+        )
     try:
-        with torch.no_grad():
-            deepcopy(model)(*inputs.args, **inputs.kwargs)
+        _try(model, inputs)
     except Exception as error:
         where = user_frame(error.__traceback__)
         return CaptureError(
-            f"{type(model).__name__} does not run on the example inputs: "
-            f"{type(error).__name__}: {error}\n  at {where or 'an unknown line'}\n"
-            "Check their number, shapes, dtypes and device."
+            f"{name} does not run on the example inputs: {type(error).__name__}: {error}\n"
+            + (f"  at {where}\n" if where else "")
+            + "Check their number, shapes, dtypes and device."
         )
-    reasons = "\n".join(
-        f"  {kind}: {type(error).__name__}: {_first_lines(str(error))}\n"
-        f"    at {user_frame(error.__traceback__) or 'an unknown line'}"
-        for kind, error in failures
+    violated = [line for _, error in failures for line in _violations(str(error))]
+    if violated:
+        return CaptureError(
+            f"{name} cannot be captured with these dynamic_shapes:\n"
+            + "".join(f"  {line}\n" for line in dict.fromkeys(violated))
+            + "Leave such a dimension out, or give it the range or relation that the model needs."
+        )
+    places = [
+        user_frame(error.__traceback__) or source_line(str(error)) for _, error in failures
+    ]
+    where = next((place for place in places if place), None)
+    reasons = "".join(
+        f"  {kind}: {type(error).__name__}: {_first_lines(str(error))}\n" for kind, error in failures
     )
     return CaptureError(
-        f"{type(model).__name__} cannot be captured as one graph. torch.export said:\n{reasons}\n"
+        f"{name} cannot be captured as one graph"
+        + (f", because of\n  {where}\n" if where else ".\n")
+        + f"torch.export said:\n{reasons}"
         "Control flow that depends on values must become torch.where or torch.cond; or name the "
         "parts that can be captured: fxopt.compile(model, ..., submodules=['backbone'])."
     )
 
 
+_BOILERPLATE = (
+    "The error above occurred when calling",
+    "For more information",
+    "For more details about this graph break",
+    "Developer debug context",
+    "consider using data-dependent friendly",
+    "Caused by:",
+)
+
+
 def _first_lines(text: str, count: int = 4) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return " ".join(lines[:count])[:600]
+    short = " ".join(lines[:count])
+    for part in _BOILERPLATE:
+        short = short.partition(part)[0]
+    return short.strip()[:600]
+
+
+def _violations(text: str) -> list[str]:
+    """Return what torch.export says about dynamic dimensions that the model does not allow."""
+    if "Constraints violated" not in text:
+        return []
+    lines = [line.strip()[2:] for line in text.splitlines() if line.strip().startswith("- ")]
+    short = (line.partition(" If you're using")[0] for line in lines)
+    return [re.sub(r"L\['(\w+)'\]((?:\[[^\]]*\])*)\.size\(\)\[(\d+)\]", r"\1\2.shape[\3]", s) for s in short]
 
 
 def _register_output_classes(model: torch.nn.Module, inputs: Inputs) -> bool:
     """Register dataclasses among the model's outputs with torch.export; whether there were any."""
     try:
-        with torch.no_grad():
-            outputs = deepcopy(model)(*inputs.args, **inputs.kwargs)
+        outputs = _try(model, inputs)
     except Exception:
         return False  # the caller reports the same failure with its reason
     found = False
-    pending = [outputs]
-    while pending:
-        for leaf in pytree.tree_leaves(pending.pop()):
-            if is_dataclass(leaf) and not isinstance(leaf, type):
-                found |= _register_dataclass(type(leaf))
-                pending.append(list(vars(leaf).values()))
+    while any([_register_dataclass(leaf) for leaf in pytree.tree_leaves(outputs)]):
+        found = True
     return found
 
 
-def _register_dataclass(kind: type) -> bool:
-    if kind in pytree.SUPPORTED_NODES:
+def _register_dataclass(value: Any) -> bool:
+    """Register the class of a dataclass instance with torch.export; whether it was new."""
+    kind = type(value)
+    if not is_dataclass(kind) or kind in pytree.SUPPORTED_NODES:
         return False
     torch.export.register_dataclass(kind, serialized_type_name=f"{kind.__module__}.{kind.__qualname__}")
     return True
@@ -276,10 +316,11 @@ class _Translation:
         self.inputs = inputs
         nodes = list(program.graph.nodes)
         self.mode = _fake_mode(nodes)
-        self.translator = Translator(program.graph_module, self.mode, _switches(model))
+        self.translator = Translator(program.graph_module, self.mode, switches_of(model))
         self.constants: dict[str, tuple[torch.Tensor, bool]] = {}
         self._shared: dict[int, fx.Node] = {}
-        self._ties: dict[str, list[str]] = {}
+        self._ties: dict[str, tuple[str, ...]] = {}
+        self._names = _names_by_tensor(model)
         self._nodes = nodes
 
     def graph_module(self) -> GraphModule:
@@ -319,10 +360,11 @@ class _Translation:
                 name for name, (tensor, persistent) in self.constants.items()
                 if persistent or isinstance(tensor, torch.nn.Parameter)
             ),
-            ties={name: tuple(names) for name, names in self._ties.items()},
+            ties=self._ties,
+            unused=self._unused(),
         )
         graph.graph = self.translator.graph
-        graph.info.regularizers = _absent_regularizers(self.model, graph)
+        graph.info.regularizers = absent_regularizers(self.model, graph)
         return graph
 
     def _input(self, node: fx.Node) -> fx.Node | None:
@@ -331,6 +373,7 @@ class _Translation:
         if not isinstance(value, (torch.Tensor, torch.SymInt)):
             return None
         new = self.translator.graph.placeholder(node.name)
+        new.target = new.name  # where the name is taken: `torch`, say, in the generated code
         new.meta["val"] = value
         self.translator.bind(node, new)
         return new
@@ -346,12 +389,14 @@ class _Translation:
         tensor = self.program.state_dict.get(name)
         if tensor is None:
             tensor = self.program.constants[name]
+        names = self._names.get(id(tensor), (name,))
         if id(tensor) in self._shared:
-            first = self._shared[id(tensor)]
-            self._ties.setdefault(str(first.target), [str(first.target)]).append(name)
-            self.translator.bind(node, first)
+            self.translator.bind(node, self._shared[id(tensor)])
             return
-        own = tensor.detach()
+        name = names[0]
+        if len(names) > 1:
+            self._ties[name] = names
+        own = tensor.data  # not detach(), which would share the version counter, too
         if spec.kind is InputKind.PARAMETER:
             own = torch.nn.Parameter(own, requires_grad=tensor.requires_grad)
         self.constants[name] = (own, spec.kind is InputKind.BUFFER and spec.persistent is not False)
@@ -361,6 +406,11 @@ class _Translation:
         new.meta["val"] = fake_of(tensor, self.mode)
         self._shared[id(tensor)] = new
         self.translator.bind(node, new)
+
+    def _unused(self) -> frozenset[str]:
+        """Return the names of the model's state that the graph does not need."""
+        used = {alias for name in self.constants for alias in self._ties.get(name, (name,))}
+        return frozenset(name for name in self.program.state_dict if name not in used)
 
     def _outputs(self) -> tuple[tuple[Any, ...], Structure]:
         """Return the flat outputs, and how the model's own output is made from them."""
@@ -396,13 +446,24 @@ class _Translation:
         paths, spec = pytree.tree_flatten_with_path(arguments)
         leaves: list[TensorLeaf | ConstantLeaf] = []
         for (path, value), node in zip(paths, user, strict=True):
-            name = pytree.keystr(path).replace("['", ".").replace("']", "").removeprefix(".")
-            leaves.append(_leaf(name, value, node))
+            leaves.append(_leaf(_path_text(path), value, node))
         ranges = {
-            str(symbol): (_lower(bounds.lower), _upper(bounds.upper))
+            str(symbol): (int(bounds.lower), _upper(bounds.upper))
             for symbol, bounds in self.program.range_constraints.items()
         }
-        return Signature(parameters, tuple(arguments), spec, tuple(leaves), output, ranges)
+        guards = _guards(self.mode, leaves)
+        return Signature(parameters, tuple(arguments), spec, tuple(leaves), output, ranges, guards)
+
+
+def _names_by_tensor(model: torch.nn.Module) -> dict[int, tuple[str, ...]]:
+    """Return all names of each parameter and buffer, by its identity; tied ones have several."""
+    found: dict[int, tuple[str, ...]] = {}
+    for name, tensor in (
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ):
+        found[id(tensor)] = (*found.get(id(tensor), ()), name)
+    return found
 
 
 def _mutated(graph: fx.Graph, written: set[fx.Node]) -> frozenset[str]:
@@ -424,9 +485,16 @@ def _leaf(name: str, value: Any, node: fx.Node | None) -> TensorLeaf | ConstantL
     return TensorLeaf(name, shape, fake.dtype, fake.device)
 
 
-def _lower(bound: Any) -> int:
-    """A lower bound of 2 is how torch.export says "anything": sizes 0 and 1 run, too."""
-    return int(bound) if int(bound) > 2 else 0
+def _guards(mode: Any, leaves: list[TensorLeaf | ConstantLeaf]) -> tuple[Any, ...]:
+    """Return the conditions on the inputs' symbolic sizes that held when the model was traced."""
+    env = getattr(mode, "shape_env", None)
+    if env is None:
+        return ()
+    tensors = [leaf for leaf in leaves if isinstance(leaf, TensorLeaf)]
+    sizes = [size for leaf in tensors for size in (*leaf.shape, leaf.symbol)]
+    known = set().union(*(getattr(size, "free_symbols", ()) for size in sizes))
+    conditions = dict.fromkeys(guard.expr for guard in env.guards)
+    return tuple(c for c in conditions if c.free_symbols and c.free_symbols <= known)
 
 
 def _upper(bound: Any) -> int | None:
@@ -440,56 +508,3 @@ def _fake_mode(nodes: list[fx.Node]) -> Any:
         if isinstance(node.meta.get("val"), FakeTensor):
             return node.meta["val"].fake_mode
     return FakeTensorMode()
-
-
-# -- training -------------------------------------------------------------------------------------------
-
-
-def _switches(model: torch.nn.Module) -> Callable[[str, str | None], bool]:
-    """Return a test: does the node of this module path and source line switch with `train()`?
-
-    A batch norm or dropout layer switches when `model.train()` would switch it; a functional call
-    in the user's own module switches where its line mentions `training`.
-    """
-    modules = dict(model.named_modules())
-    frozen = _frozen_in_training(model, modules)
-
-    def switches(path: str, source: str | None) -> bool:
-        module = modules.get(path)
-        if module is None or path in frozen:
-            return False
-        layer = isinstance(module, (torch.nn.modules.batchnorm._NormBase, torch.nn.modules.dropout._DropoutNd))
-        layer = layer or isinstance(module, (torch.nn.RNNBase, torch.nn.RReLU))
-        own_line = bool(source) and "training" in str(source) and "training=False" not in str(source)
-        return layer or own_line
-
-    return switches
-
-
-def _frozen_in_training(model: torch.nn.Module, modules: dict[str, torch.nn.Module]) -> set[str]:
-    """Return the modules that an overridden `train` keeps in evaluation mode."""
-    plain = torch.nn.Module.train
-    if all(type(module).train is plain for module in modules.values()):
-        return set()
-    tensors = {id(t): t for m in modules.values() for t in (*m._parameters.values(), *m._buffers.values())}
-    try:
-        twin = deepcopy(model, dict(tensors)).train(True)
-    except Exception as error:
-        log.warning("train() of the model is overridden and cannot be tried on a copy: %s", error)
-        return set()
-    return {path for path, module in twin.named_modules() if not module.training}
-
-
-def _absent_regularizers(model: torch.nn.Module, graph: GraphModule) -> tuple[str, ...]:
-    """Return the dropout-like modules that left no node to switch on in training."""
-    present = {node.meta.get("path") for node in graph.graph.nodes if "switch" in node.meta}
-    found = []
-    for path, module in model.named_modules():
-        kind = type(module).__name__.lower()
-        rate = next(
-            (getattr(module, a) for a in ("p", "drop_prob", "dropout") if hasattr(module, a)), None
-        )
-        if isinstance(rate, float) and rate > 0 and path not in present:
-            if "drop" in kind or "stochastic" in kind or isinstance(module, torch.nn.MultiheadAttention):
-                found.append(path)
-    return tuple(found)

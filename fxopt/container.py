@@ -73,9 +73,8 @@ def tensor_chunks(tensors: Mapping[str, torch.Tensor]) -> Iterator[Any]:
     for name in names:
         tensor = tensors[name]
         start, end = end, end + tensor.numel() * tensor.dtype.itemsize
-        header[name] = {
-            "dtype": STORED[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end],
-        }  # fmt: skip
+        shape, dtype = list(tensor.shape), STORED[tensor.dtype]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
@@ -116,8 +115,8 @@ def open_container(source: Source) -> Iterator[Container]:
             archive = zipfile.ZipFile(file)
         except zipfile.BadZipFile as error:
             raise ArtefactError(
-                f"It is not a whole .fxopt file ({error}). It was cut off or damaged on its way, or "
-                "is something else. Get it again, or save the model again."
+                f"It is not a whole .fxopt file ({error}). It was cut off or damaged, or is "
+                "something else. Get it again, or save the model again."
             ) from error
         with archive:
             container = Container(archive)
@@ -137,8 +136,8 @@ class Container:
         for info in members:
             if info.filename not in _MEMBERS:
                 raise ArtefactError(
-                    f"It holds '{info.filename!s:.100}', which no fxopt artefact does. Do not trust "
-                    "it; or upgrade fxopt, if a newer one wrote it."
+                    f"It holds '{info.filename!s:.100}', which no fxopt artefact does. Do not "
+                    "trust it; or upgrade fxopt, if a newer one wrote it."
                 )
             if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 0x1:
                 raise _damaged(info.filename, "it is compressed or encrypted")
@@ -214,7 +213,7 @@ def _read_tensor(name: str, member: Any, entry: Any, size: int) -> torch.Tensor:
     if wanted != count or size % dtype.itemsize:
         raise _damaged(name, "a tensor's size is wrong")
     data = torch.empty(size, dtype=torch.uint8)
-    view, position = memoryview(data.numpy()), 0
+    view, position = data.numpy().data, 0
     while position < size:
         got = member.readinto(view[position : position + _CHUNK])
         if not got:

@@ -58,13 +58,18 @@ def _has_known_nodes(graph: GraphModule) -> Iterator[str]:
         if node.op in ("call_module", "call_method"):
             yield f"{node.name} is a {node.op}"
         elif node.op == "call_function":
-            target = node.target
-            plain = callable(target) and getattr(target, "__module__", "") in _PLAIN_MODULES
-            if not (isinstance(target, (OpOverload, HigherOrderOperator)) or plain):
-                yield f"{node.name} calls {target}, which is not an operator"
+            if not is_operator(node.target):
+                yield f"{node.name} calls {node.target}, which is not an operator"
 
 
 _PLAIN_MODULES = {operator.getitem.__module__, "math", "torch", "torch.fx.experimental.sym_node"}
+
+
+def is_operator(target: Any) -> bool:
+    """Whether a call of `target` may stand in a graph: an ATen or custom operator, or arithmetic."""
+    if isinstance(target, (OpOverload, HigherOrderOperator)):
+        return True
+    return callable(target) and getattr(target, "__module__", "") in _PLAIN_MODULES
 
 
 def _has_constants(graph: GraphModule) -> Iterator[str]:
@@ -120,11 +125,11 @@ def _has_values(graph: GraphModule) -> Iterator[str]:
 
 
 def _has_flat_output(graph: GraphModule) -> Iterator[str]:
-    """One output node, last, with a tuple of nodes."""
+    """One output node, last, with a tuple of nodes (a loop's condition returns just one)."""
     outputs = [node for node in graph.graph.nodes if node.op == "output"]
     if len(outputs) != 1 or outputs[0] is not graph.output_node:
         yield "the output must be one node, and the last"
-    elif not isinstance(outputs[0].args[0], tuple):
+    elif not isinstance(outputs[0].args[0], (tuple, fx.Node) if graph.is_subgraph else tuple):
         yield "the output must be a tuple"
 
 

@@ -56,8 +56,8 @@ def encode(value: Any) -> Any:
     if isinstance(value, dict):
         return {"dict": [[encode(key), encode(item)] for key, item in value.items()]}
     if isinstance(value, (slice, range)):
-        kind = type(value).__name__
-        return {kind: [encode(part) for part in (value.start, value.stop, value.step)]}
+        parts = (value.start, value.stop, value.step)
+        return {type(value).__name__: [encode(part) for part in parts]}
     if value is Ellipsis:
         return {"ellipsis": True}
     for tag, kind in _TORCH_KINDS.items():
@@ -147,19 +147,20 @@ def encode_spec(spec: pytree.TreeSpec) -> Any:
     """Return a pytree spec as JSON: None for a leaf."""
     if spec.is_leaf():
         return None
-    kind, context = spec.type, spec.context
+    kind: Any = spec.type
+    context: Any = spec.context
     written: dict[str, Any] = {"children": [encode_spec(child) for child in spec.children()]}
     if kind is namedtuple:
         written |= {"kind": "namedtuple", "class": _class_name(context)}
         written["fields"] = list(context._fields)
     elif kind is defaultdict:
         factory, keys = context
-        if factory is not None and _FACTORIES.get(getattr(factory, "__name__", "")) is not factory:
+        name = None if factory is None else getattr(factory, "__name__", "")
+        if name is not None and _FACTORIES.get(name) is not factory:
             raise ArtefactError(f"A defaultdict of {factory} cannot be saved; return a dict.")
-        name = None if factory is None else factory.__name__
         written |= {"kind": "defaultdict", "factory": name, "context": encode(keys)}
-    elif _PLAIN.get(kind.__name__) is kind:
-        written |= {"kind": kind.__name__, "context": encode(context)}
+    elif kind in _PLAIN.values():
+        written |= {"kind": str(kind.__name__), "context": encode(context)}
     else:
         written |= {"kind": "class", "class": _class_name(kind), "context": encode(context)}
         written["fields"] = _field_names(spec)
@@ -237,7 +238,8 @@ def _namedtuple_spec(written: Any, children: list[Any]) -> pytree.TreeSpec:
     if not _are_names(fields, children):
         raise malformed("the fields of a named tuple")
     cls = _find_class(name)
-    if cls is not None and cls.__bases__ == (tuple,) and getattr(cls, "_fields", ()) == tuple(fields):
+    is_plain = cls is not None and cls.__bases__ == (tuple,)  # no constructor of its own
+    if is_plain and getattr(cls, "_fields", ()) == tuple(fields):
         return pytree.TreeSpec(namedtuple, cls, children)
     log.info("the named tuple '%s' is not imported: a plain tuple stands for it", name)
     return pytree.TreeSpec(tuple, None, children)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,7 @@ class GraphInfo:
     state: frozenset[str] = frozenset()  # those of them that stand in the model's state_dict
     held: dict[str, torch.Tensor] = field(default_factory=dict)  # erased ones that do not
     ties: dict[str, tuple[str, ...]] = field(default_factory=dict)  # all names of a tied constant
+    unused: frozenset[str] = frozenset()  # names in the model's state_dict that no node needs
     regularizers: tuple[str, ...] = ()  # active in training only, and absent from this graph
     story: Story | None = None
     capture_seconds: float = 0.0
@@ -58,7 +59,9 @@ class GraphModule(fx.GraphModule):
     Code is generated at the first run after a change, never while passes work.
 
     Parameters and buffers share their storage with the captured model until this module is about
-    to write: `train()`, `load_state_dict()` and handing out `parameters()` copy them first.
+    to write: `train()`, `load_state_dict()` and handing out `parameters()`, `buffers()` or
+    `state_dict()` copy them first. So training the captured model changes this graph, too, until
+    then; a tensor that is reached by attribute (`graph.conv.weight`) may be shared: only read it.
     """
 
     def __init__(self, root: Any, graph: fx.Graph, class_name: str = "GraphModule") -> None:
@@ -91,6 +94,13 @@ class GraphModule(fx.GraphModule):
         """Forget the generated code; it is made again at the next run."""
         self._compiled = None
 
+    def __str__(self) -> str:
+        from fxopt.text import graph_text
+
+        return f"{self.info.model_name}:\n{graph_text(self)}" if "fxopt" in self.meta else "GraphModule()"
+
+    __repr__ = __str__
+
     @property
     def code(self) -> str:
         """The Python code of the graph."""
@@ -105,6 +115,11 @@ class GraphModule(fx.GraphModule):
         if not isinstance(info, GraphInfo):
             raise FxoptError("This graph module was not made by fxopt.capture; capture it first.")
         return info
+
+    @property
+    def is_subgraph(self) -> bool:
+        """Whether this is the body of a control-flow operator, called with flat arguments."""
+        return self.info.signature is None
 
     @property
     def story(self) -> Story:
@@ -251,12 +266,31 @@ class GraphModule(fx.GraphModule):
         self.own_storage()
         return super().named_parameters(*args, **kwargs)
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Load weights, into storage of this module's own."""
+    def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
+        """Hand out the buffers; see `named_parameters`."""
         self.own_storage()
-        result = super().load_state_dict(*args, **kwargs)
-        self.recompile()
-        return result
+        return super().named_buffers(*args, **kwargs)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Hand out all weights; see `named_parameters`."""
+        self.own_storage()
+        return super().state_dict(*args, **kwargs)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load weights, into storage of this module's own.
+
+        The state of the captured model is accepted as it is: with all names of a tied tensor, and
+        with entries such as `num_batches_tracked` that the graph does not need.
+        """
+        self.own_storage()
+        given = {name: value for name, value in state_dict.items() if name not in self.info.unused}
+        for name, names in self.info.ties.items():
+            if self.has_constant(name):
+                found = [given.pop(alias) for alias in names if alias in given]
+                given.update({name: found[0]} if found else {})
+        return super().load_state_dict(given, strict, assign)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> GraphModule:
         raise FxoptError(
@@ -269,7 +303,7 @@ class GraphModule(fx.GraphModule):
 
     def copy(self) -> GraphModule:
         """Return a graph of its own nodes over the same storage (see the class on writing)."""
-        return self._copy(lambda tensor: tensor.detach(), shares_storage=True)
+        return self._copy(lambda tensor: tensor.data, shares_storage=True)
 
     def become(self, other: GraphModule) -> None:
         """Take over the nodes, constants and information of `other`, which is used up."""

@@ -171,12 +171,26 @@ class evaluation:
 
 def check_ready(model: Any) -> None:
     """Raise CaptureError for what cannot be a model, or is not finished yet."""
+    if isinstance(model, type) and issubclass(model, torch.nn.Module):
+        raise CaptureError(
+            f"Expected a model, got the class {model.__name__} itself. Make an instance: "
+            f"{model.__name__}(...)."
+        )
     if not isinstance(model, torch.nn.Module):
-        hint = " Call it first?" if callable(model) else ""
+        hint = " A function can be wrapped in an nn.Module." if callable(model) else ""
         raise CaptureError(
             f"Expected an nn.Module, a torch.fx GraphModule or an ExportedProgram, got "
-            f"{type(model).__name__}.{hint} A plain function can be wrapped in an nn.Module."
+            f"{type(model).__name__}.{hint}"
         )
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            place = f"The submodule '{path}'" if path else "The model"
+            raise CaptureError(
+                f"{place} is a TorchScript module, which cannot be captured. Use the Python module "
+                "that it was made from."
+            )
+    if type(model).forward is torch.nn.Module.forward and "forward" not in vars(model):
+        raise CaptureError(f"{type(model).__name__} has no forward(), so it cannot be called.")
     for name, tensor in (*_named_tensors(model, "_parameters"), *_named_tensors(model, "_buffers")):
         if isinstance(tensor, (torch.nn.UninitializedParameter, torch.nn.UninitializedBuffer)):
             raise CaptureError(
@@ -187,6 +201,44 @@ def check_ready(model: Any) -> None:
                 f"'{name}' is on the meta device: it has no values. Load real weights first, for "
                 "instance with model.to_empty(device='cpu') and load_state_dict."
             )
+
+
+        if tensor.is_quantized or tensor.layout is not torch.strided:
+            kind = "quantized" if tensor.is_quantized else "sparse"
+            raise CaptureError(
+                f"'{name}' is {kind}, and only dense tensors can be part of a graph. Store it dense: "
+                f"{'.dequantize()' if tensor.is_quantized else '.to_dense()'}."
+            )
+
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.layout)
+
+
+def check_input(path: str, value: Any) -> None:
+    """Raise CaptureError for an example input that no graph can take."""
+    if isinstance(value, torch.Tensor):
+        if value.is_quantized or value.layout is not torch.strided:
+            kind = "quantized" if value.is_quantized else "sparse"
+            convert = "dequantize" if value.is_quantized else "to_dense"
+            raise CaptureError(
+                f"Input '{path}' is {kind}, and a graph takes dense tensors only. Pass "
+                f"{path}.{convert}(), and convert inside the model where it needs that."
+            )
+        if value.is_meta:
+            raise CaptureError(
+                f"Input '{path}' is on the meta device: it has no values. Pass a real tensor."
+            )
+    elif type(value).__module__.split(".")[0] == "numpy":
+        raise CaptureError(
+            f"Input '{path}' is a {type(value).__name__} of numpy. Pass a tensor: "
+            "torch.as_tensor(...)."
+        )
+    elif not isinstance(value, (*_PLAIN, torch.memory_format, torch.ScriptObject)):
+        raise CaptureError(
+            f"Input '{path}' is a {type(value).__name__}. Inputs are tensors, numbers, strings, None "
+            "and containers of these: a list, dict, named tuple, dataclass, or a class registered "
+            "with torch.utils._pytree.register_pytree_node."
+        )
 
 
 def _named_tensors(model: torch.nn.Module, kind: str) -> Iterator[tuple[str, torch.Tensor]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from fxopt.signature import ConstantLeaf, Dim, Signature, Structure, TensorLeaf
 from fxopt.story import Story
 
 FORMAT = 1  # raised by every change that an older fxopt would misread
-_LARGEST = 64 * 2**20  # characters
+_LARGEST = 512 * 2**20  # characters
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,8 @@ def read_manifest(text: str, source: Path) -> Manifest:
         raise ArtefactError(f"'{source}': {error}") from error
     except Exception as error:  # whatever else is not as it should be
         raise ArtefactError(
-            f"'{source}' has a manifest that cannot be read ({type(error).__name__}: {error!s:.200}). "
-            "The file is damaged or not fxopt's; get it again, or save the model again."
+            f"'{source}' has a manifest that cannot be read ({type(error).__name__}: "
+            f"{error!s:.200}). Get the file again, or save the model again."
         ) from error
 
 
@@ -106,7 +107,7 @@ def dump(content: Any) -> str:
 def parse_json(text: str) -> Any:
     """Return what a JSON object says; NaN and infinity are no numbers here."""
     if len(text) > _LARGEST:
-        raise malformed("a manifest of more than 64 MiB")
+        raise malformed("a text of more than 512 MiB")
 
     def refuse(name: str) -> Any:
         raise malformed(f"the number {name}")
@@ -124,9 +125,9 @@ def check_format(content: Mapping[str, Any]) -> None:
         raise malformed("the number of the format")
     if version > FORMAT:
         raise ArtefactError(
-            f"It has format {version}, written by fxopt {content.get('fxopt')!s:.40}; this is fxopt "
-            f"{fxopt_version()}, which reads formats up to {FORMAT}. Upgrade fxopt, or save the "
-            "model with this version."
+            f"It has format {version}, written by fxopt {content.get('fxopt')!s:.40}; this is "
+            f"fxopt {fxopt_version()}, which reads formats up to {FORMAT}. Upgrade fxopt, or save "
+            "the model with this version."
         )
 
 
@@ -147,8 +148,13 @@ def _plain(value: Any) -> Any:
     try:
         encode(value)
     except ArtefactError:
-        return repr(value)[:1000]
+        return _text(value)
     return value
+
+
+def _text(value: Any) -> str:
+    """Return a value's text without its address, which differs from run to run."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))[:500]
 
 
 def _step(step: Any) -> dict[str, Any]:
@@ -239,7 +245,7 @@ def _parameter(parameter: inspect.Parameter) -> dict[str, Any]:
         try:
             written["default"] = encode(parameter.default)
         except ArtefactError:
-            written["unsaved"] = repr(parameter.default)[:200]
+            written["unsaved"] = _text(parameter.default)
     return written
 
 

@@ -491,9 +491,7 @@ Nodes = tuple[fx.Node, ...]
 States = Iterator[tuple[Bindings, Nodes]]
 
 
-def _match_any(
-    pattern: Any, value: Any, bound: Bindings, nodes: Nodes, attempt: Attempt
-) -> States:
+def _match_any(pattern: Any, value: Any, bound: Bindings, nodes: Nodes, attempt: Attempt) -> States:
     if pattern is ANY:
         yield bound, nodes
     elif isinstance(pattern, Var):

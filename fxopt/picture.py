@@ -41,7 +41,7 @@ def visualize(graph: GraphModule, path: str | Path) -> None:
 
 
 def dot(graph: GraphModule) -> str:
-    """Return the graph in the DOT language: constants small and grey, edges named by their types."""
+    """Return the graph in the DOT language: constants small and grey, edges with their types."""
     picture = graphviz.Digraph(
         graph.info.model_name or "graph",
         node_attr={"shape": "box", "style": "filled,rounded", "fontname": "sans-serif"},

@@ -6,6 +6,7 @@ be plain, attributes must be constants of the file, and the result must be a leg
 
 from __future__ import annotations
 
+import keyword
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -14,8 +15,9 @@ import sympy
 import torch
 from torch import fx
 from torch._dynamo.source import ConstantSource
+from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, free_unbacked_symbols
 from torch.utils._sympy.numbers import int_oo
 from torch.utils._sympy.value_ranges import ValueRanges
 
@@ -25,6 +27,7 @@ from fxopt.errors import ArtefactError, DialectError, FxoptError
 from fxopt.graph_module import GraphInfo, GraphModule, Recipe
 from fxopt.manifest import decode_signature, read_size
 from fxopt.shapes import fake_of, infer
+from fxopt.stored import read_constants, read_example
 
 _NODE_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _SYMBOL_NAME = re.compile(r"[a-z]+\d+", re.ASCII)
@@ -44,7 +47,7 @@ def rebuild(
     are not stored are made up, within the range of the original ones.
     """
     sizes = _Sizes(content["symbols"])
-    constants = _constants(content["constants"], tensors)
+    constants = read_constants(content["constants"], tensors)
     graph = _graph(content["graph"], sizes, constants, "")
     for flags in content["constants"]:
         name = _constant_name(flags["name"])
@@ -56,7 +59,7 @@ def rebuild(
     info.model_name = name if isinstance(name, str) and name.isidentifier() else "model"
     info.signature = None if signature is None else decode_signature(signature, sizes.symbols)
     info.example_inputs = tuple(
-        _example(index, one, examples) for index, one in enumerate(content["examples"])
+        read_example(index, one, examples) for index, one in enumerate(content["examples"])
     )
     info.sources, info.state = frozenset(content["sources"]), frozenset(content["state"])
     info.ties = {name: tuple(names) for name, names in content["ties"].items()}
@@ -135,9 +138,10 @@ class _Sizes:
         if isinstance(found, int):
             return found
         hints = {symbol: self._hints[symbol] for symbol in found.free_symbols}
-        known = None not in hints.values()
-        hint = int(found.xreplace({s: sympy.Integer(h) for s, h in hints.items()})) if known else None
-        return self.env.create_symintnode(found, hint=hint)
+        if None in hints.values():
+            return self.env.create_symintnode(found, hint=None)
+        hint = found.xreplace({symbol: sympy.Integer(value) for symbol, value in hints.items()})
+        return self.env.create_symintnode(found, hint=int(hint))
 
     def value(self, written: Any) -> Any:
         """Return what `fxopt.artefact.write_value` wrote."""
@@ -180,9 +184,9 @@ def _graph(
     nodes: dict[str, fx.Node] = {}
     for one in written["nodes"]:
         name = one["name"]
-        if not isinstance(name, str) or not _NODE_NAME.fullmatch(name) or name in nodes:
+        if not _is_name(name) or name in nodes:
             raise malformed("the name of a node")
-        node = _node(one, graph, nodes, sizes, {**subgraphs}, constants, prefix)
+        node = _node(one, graph, nodes, sizes, subgraphs, constants, prefix)
         node.meta.update(_meta(one.get("meta", {})))
         nodes[name] = node
     if not nodes or node.op != "output":
@@ -226,12 +230,15 @@ def _call(
     target = operators.resolve(one["target"])
     args = decode(one["args"], nodes)
     kwargs = {name: decode(value, nodes) for name, value in one["kwargs"].items()}
-    if not isinstance(args, tuple) or not all(_NODE_NAME.fullmatch(name) for name in kwargs):
+    if not isinstance(args, tuple) or not all(map(_is_name, kwargs)):
         raise malformed("the arguments of a node")
     operators.check_arguments(target, args, kwargs)
     node = graph.create_node("call_function", target, args, kwargs, name=one["name"])
     if "val" in one:
-        node.meta["val"] = sizes.value(one["val"])
+        node.meta["val"] = value = sizes.value(one["val"])
+        is_told = isinstance(target, HigherOrderOperator) or value is None
+        if not (is_told or _depends_on_data(value)):
+            raise malformed("the value of a node")
     else:
         try:
             with sizes.env.ignore_fresh_unbacked_symbols():
@@ -244,6 +251,11 @@ def _call(
     return node
 
 
+def _depends_on_data(value: Any) -> bool:
+    values = value if isinstance(value, (list, tuple)) else (value,)
+    return any(free_unbacked_symbols(one) for one in values)
+
+
 def _meta(written: Mapping[str, Any]) -> dict[str, Any]:
     meta: dict[str, Any] = {
         key: written[key] for key, kind in _META_KINDS.items() if type(written.get(key)) is kind
@@ -253,7 +265,10 @@ def _meta(written: Mapping[str, Any]) -> dict[str, Any]:
     return meta
 
 
-# -- constants and examples -----------------------------------------------------------------------
+def _is_name(name: Any) -> bool:
+    """Whether a name can stand in the graph's code as it is."""
+    is_plain = isinstance(name, str) and len(name) < 1000 and _NODE_NAME.fullmatch(name)
+    return bool(is_plain) and not keyword.iskeyword(name)
 
 
 def _constant_name(name: Any) -> str:
@@ -261,60 +276,3 @@ def _constant_name(name: Any) -> str:
     if not isinstance(name, str) or len(name) > 1000 or not _CONSTANT_NAME.fullmatch(name):
         raise ArtefactError(f"A constant has the name {name!r:.100}, which is refused.")
     return name
-
-
-def _constants(
-    described: list[Mapping[str, Any]], tensors: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """Return the constants by name; names of one tensor stay names of one tensor."""
-    found: dict[str, torch.Tensor] = {}
-    data: dict[str, torch.Tensor] = {}
-    for flags in described:
-        name, same, stored = flags["name"], flags["same"], flags["data"]
-        if name in found or (same != name and same not in found):
-            raise malformed("the list of constants")
-        if same != name:
-            found[name] = found[same]
-            continue
-        if stored not in data:
-            data[stored] = _as(tensors[stored], flags)
-        tensor = data[stored] if stored == name else data[stored].detach()
-        if flags["parameter"] is True:
-            tensor = torch.nn.Parameter(tensor, requires_grad=flags["requires_grad"] is True)
-        found[name] = tensor
-    return found
-
-
-def _as(stored: torch.Tensor, flags: Mapping[str, Any]) -> torch.Tensor:
-    """Return a stored tensor in its own dtype, order of dimensions, and place."""
-    dtype, order = DTYPES[flags["dtype"]], flags["order"]
-    if dtype.is_complex:
-        stored = torch.view_as_complex(stored)
-    elif stored.dtype is torch.uint8 and dtype.itemsize == 1 and dtype.is_floating_point:
-        stored = stored.view(dtype)
-    if stored.dtype is not dtype or sorted(order) != list(range(stored.dim())):
-        raise malformed("a constant")
-    device = torch.device(flags["device"])
-    if device.type != "cpu" and not torch.get_device_module(device.type).is_available():
-        raise ArtefactError(
-            f"The model was saved on '{device}', and there is none here. Save it from a graph moved "
-            "by fxopt.dialect.retarget(graph, device='cpu')."
-        )
-    return stored.permute([order.index(axis) for axis in range(len(order))]).to(device)
-
-
-def _example(index: int, one: Mapping[str, Any], stored: Mapping[str, torch.Tensor]) -> Any:
-    """Return one example input: the stored one, or random numbers in the range of the original."""
-    if "value" in one:
-        return decode(one["value"])
-    if str(index) in stored:
-        return _as(stored[str(index)], one)
-    shape, dtype = one["shape"], DTYPES[one["dtype"]]
-    generator = torch.Generator().manual_seed(index)
-    low, high = one["range"] if one["range"] is not None else (0, 1)
-    if dtype.is_floating_point or dtype.is_complex:
-        made = torch.rand(shape, generator=generator, dtype=torch.float64) * (high - low) + low
-    else:
-        made = torch.randint(int(low), int(high) + 1, shape, generator=generator)
-    made = made.to(dtype).permute(one["order"]).contiguous()
-    return made.permute([one["order"].index(axis) for axis in range(len(shape))]).to(one["device"])

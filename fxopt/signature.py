@@ -52,6 +52,9 @@ class Structure:
         return pytree.tree_unflatten(values, self.spec)
 
 
+_REMEMBERED = 4096  # how many combinations of symbolic sizes are known to pass
+
+
 class Signature:
     """The model's own call signature, bound to the graph's flat inputs and outputs."""
 
@@ -63,6 +66,7 @@ class Signature:
         leaves: tuple[TensorLeaf | ConstantLeaf, ...],
         output: Structure,
         ranges: Ranges,
+        guards: tuple[sympy.Basic, ...] = (),
     ) -> None:
         self.parameters = parameters
         self.names = names  # the parameters that were given at capture
@@ -70,7 +74,10 @@ class Signature:
         self.leaves = leaves
         self.output = output
         self.ranges = dict(ranges)
+        self.guards = guards  # conditions on the symbolic sizes that held at capture
         self.tensors = tuple(leaf for leaf in leaves if isinstance(leaf, TensorLeaf))
+        self._origins = _origins(self.tensors)
+        self._passed: set[tuple[int, ...]] = set()  # symbolic sizes that the guards allow
         self._simple = all(isinstance(leaf, TensorLeaf) for leaf in leaves) and (
             spec == argument_spec(parameters, names)
         )
@@ -89,7 +96,7 @@ class Signature:
         if spec != self.spec:
             raise ShapeError(
                 "The arguments are nested differently from the captured ones.\n"
-                f"  captured: {self.spec}\n  given:    {spec}\n"
+                f"  captured: {_structure_text(self.spec)}\n  given:    {_structure_text(spec)}\n"
                 "Pass the same structure, or compile again with such example_inputs."
             )
         flat = []
@@ -98,8 +105,8 @@ class Signature:
                 flat.append(value)
             elif not _same(leaf.value, value):
                 raise ShapeError(
-                    f"Argument '{leaf.path}' is {value!r}, but the graph was captured with "
-                    f"{leaf.value!r}, which is baked in. Compile again with that value."
+                    f"Argument '{leaf.path}' is {_text(value)}, but the graph was captured with "
+                    f"{_text(leaf.value)}, which is baked in. Compile again with that value."
                 )
         return flat
 
@@ -114,23 +121,93 @@ class Signature:
                 if type(value) is not int:
                     raise ShapeError(f"Argument '{leaf.path}' must be an int, got {value!r}.")
                 if isinstance(leaf.symbol, sympy.Symbol):
-                    sizes.setdefault(leaf.symbol, value)
+                    self._take(leaf, -1, leaf.symbol, value, sizes)
                 continue
             self._check_tensor(leaf, value)
             for axis, (expected, actual) in enumerate(zip(leaf.shape, value.shape, strict=True)):
                 if isinstance(expected, int):
                     if expected != actual:
-                        raise _dimension_error(leaf, axis, str(expected), actual)
+                        raise self._dimension_error(leaf, axis, str(expected), actual)
                 elif isinstance(expected, sympy.Symbol) and expected not in sizes:
-                    self._check_range(leaf, axis, expected, actual)
-                    sizes[expected] = actual
+                    self._take(leaf, axis, expected, actual, sizes)
                 else:
                     deferred.append((leaf, axis, expected, actual))
         for leaf, axis, expression, actual in deferred:
-            expected_size = expression.subs(sizes)
-            if expected_size.is_number and int(expected_size) != actual:
-                wanted = f"{int(expected_size)} (it is tied to {expression})"
-                raise _dimension_error(leaf, axis, wanted, actual)
+            self._check_expression(leaf, axis, expression, actual, sizes)
+        if self.guards:
+            self._check_guards(sizes)
+
+    def _take(
+        self, leaf: TensorLeaf, axis: int, symbol: sympy.Symbol, size: int, sizes: dict[Any, int]
+    ) -> None:
+        """Give a symbolic size its value, which must be within its range."""
+        low, high = self.ranges.get(str(symbol), (0, None))
+        if size < low or (high is not None and size > high):
+            allowed = f"at least {low}" if high is None else f"{low} to {high}"
+            raise self._dimension_error(leaf, axis, allowed, size)
+        sizes[symbol] = size
+
+    def _check_expression(
+        self, leaf: TensorLeaf, axis: int, expression: sympy.Expr, actual: int, sizes: dict[Any, int]
+    ) -> None:
+        """Compare a size with the expression of other sizes that it must be."""
+        missing = expression.free_symbols - sizes.keys()
+        if len(missing) == 1:  # as in 2·n: the size itself tells n
+            symbol = missing.pop()
+            start = expression.subs(sizes).subs(symbol, 0)
+            step = expression.subs(sizes).subs(symbol, 1) - start
+            if step.is_Integer and start.is_Integer and step != 0:
+                sizes[symbol] = (actual - int(start)) // int(step)
+                low, high = self.ranges.get(str(symbol), (0, None))
+                if sizes[symbol] < low or (high is not None and sizes[symbol] > high):
+                    allowed = f"at least {low}" if high is None else f"{low} to {high}"
+                    wanted = f"{expression}, where {symbol} is {allowed}"
+                    raise self._dimension_error(leaf, axis, wanted, actual)
+        expected = expression.subs(sizes)
+        if expected.is_Integer and int(expected) != actual:
+            tie = self._named(expression)
+            wanted = f"{int(expected)}, that is {tie}" if str(tie) != str(expression) else f"{tie}"
+            raise self._dimension_error(leaf, axis, wanted, actual)
+
+    def _check_guards(self, sizes: dict[Any, int]) -> None:
+        key = tuple(sizes.values())
+        if key in self._passed:
+            return
+        for guard in self.guards:
+            if guard.subs(sizes) == sympy.false:
+                given = ", ".join(f"{self._named(symbol)} = {size}" for symbol, size in sizes.items())
+                raise ShapeError(
+                    f"The model was captured for sizes with {self._named(guard)}, and the call has "
+                    f"{given}. It may take another way for these: compile again with such "
+                    "example_inputs."
+                )
+        if len(self._passed) < _REMEMBERED:
+            self._passed.add(key)
+
+    def _named(self, expression: Any) -> Any:
+        """Return an expression in the user's terms: `x.shape[0] + 1` for `s77 + 1`."""
+        return expression.subs({s: sympy.Symbol(name) for s, name in self._origins.items()})
+
+    def _dimension_error(self, leaf: TensorLeaf, axis: int, expected: str, actual: int) -> ShapeError:
+        if axis < 0:
+            return ShapeError(
+                f"Argument '{leaf.path}' is {actual}, but the graph was captured for {expected}."
+            )
+        shape = ", ".join(
+            "any" if self._origins.get(size) == f"{leaf.path}.shape[{i}]" else str(self._named(size))
+            if not isinstance(size, int) else str(size)
+            for i, size in enumerate(leaf.shape)
+        )
+        advice = ""
+        if isinstance(leaf.shape[axis], int):
+            name = leaf.path.split(".")[0].split("[")[0]
+            advice = f", or make the dimension dynamic: dynamic_shapes={{'{name}': {{{axis}: 'size'}}}}"
+            if name != leaf.path:
+                advice = ", or make the dimension dynamic with dynamic_shapes="
+        return ShapeError(
+            f"Argument '{leaf.path}': dimension {axis} is {actual}, but the graph was captured for "
+            f"{expected} (shape ({shape})). Compile again with such example_inputs{advice}."
+        )
 
     def moved(self, move: Callable[[Any], Any]) -> Signature:
         """Return this signature with `move` applied to every dtype and device."""
@@ -140,7 +217,9 @@ class Signature:
             else leaf
             for leaf in self.leaves
         )
-        return Signature(self.parameters, self.names, self.spec, leaves, self.output, self.ranges)
+        return Signature(
+            self.parameters, self.names, self.spec, leaves, self.output, self.ranges, self.guards
+        )
 
     def _bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         try:
@@ -168,8 +247,8 @@ class Signature:
     def _check_tensor(self, leaf: TensorLeaf, value: Any) -> None:
         if not isinstance(value, torch.Tensor):
             raise ShapeError(
-                f"Argument '{leaf.path}' must be a tensor, got {type(value).__name__}. "
-                "Convert it, for instance with torch.as_tensor."
+                f"Argument '{leaf.path}' must be a tensor, got {_text(value)}. Convert it with "
+                "torch.as_tensor, or compile again with such example_inputs."
             )
         if value.dtype != leaf.dtype:
             raise ShapeError(
@@ -181,17 +260,29 @@ class Signature:
                 f"Argument '{leaf.path}' is on {value.device}, captured on {leaf.device}. "
                 f"Move it with .to('{leaf.device}')."
             )
+        if value.layout is not torch.strided:
+            raise ShapeError(
+                f"Argument '{leaf.path}' is a sparse tensor, and the graph takes dense ones. Convert "
+                "it with .to_dense()."
+            )
         if value.dim() != len(leaf.shape):
             raise ShapeError(
                 f"Argument '{leaf.path}' has {value.dim()} dimensions {tuple(value.shape)}, "
-                f"captured with {len(leaf.shape)}: {_shape_text(leaf.shape)}."
+                f"captured with {len(leaf.shape)}: {_shape_text(leaf.shape)}. Reshape it, or compile "
+                "again with such example_inputs."
             )
 
-    def _check_range(self, leaf: TensorLeaf, axis: int, symbol: sympy.Symbol, size: int) -> None:
-        low, high = self.ranges.get(str(symbol), (0, None))
-        if size < low or (high is not None and size > high):
-            allowed = f"between {low} and {'any size' if high is None else high}"
-            raise _dimension_error(leaf, axis, allowed, size)
+
+def _origins(tensors: Sequence[TensorLeaf]) -> dict[sympy.Symbol, str]:
+    """Return how a user would write each symbolic size: the first `x.shape[0]` that is it."""
+    found: dict[sympy.Symbol, str] = {}
+    for leaf in tensors:
+        if isinstance(leaf.symbol, sympy.Symbol):
+            found.setdefault(leaf.symbol, leaf.path)
+        for axis, size in enumerate(leaf.shape):
+            if isinstance(size, sympy.Symbol):
+                found.setdefault(size, f"{leaf.path}.shape[{axis}]")
+    return found
 
 
 def argument_spec(parameters: inspect.Signature, names: Sequence[str]) -> pytree.TreeSpec | None:
@@ -222,14 +313,24 @@ def _same(captured: Any, given: Any) -> bool:
     return type(captured) is type(given) and bool(captured == given)
 
 
+def _text(value: Any) -> str:
+    """Return a value in few words."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    text = repr(value)
+    return text if len(text) <= 60 else f"a {type(value).__name__}"
+
+
+def _structure_text(spec: pytree.TreeSpec) -> str:
+    """Return the structure of arguments as Python would write it, each leaf a `*`."""
+
+    class Star:
+        def __repr__(self) -> str:
+            return "*"
+
+    arguments = pytree.tree_unflatten([Star()] * spec.num_leaves, spec)
+    return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+
+
 def _shape_text(shape: tuple[Dim, ...]) -> str:
     return "(" + ", ".join(str(size) for size in shape) + ")"
-
-
-def _dimension_error(leaf: TensorLeaf, axis: int, expected: str, actual: int) -> ShapeError:
-    return ShapeError(
-        f"Argument '{leaf.path}': dimension {axis} is {actual}, but the graph was captured for "
-        f"{expected} (shape {_shape_text(leaf.shape)}). Compile again with such example_inputs, or "
-        f"make the dimension dynamic: dynamic_shapes={{'{leaf.path.split('.')[0].split('[')[0]}': "
-        f"{{{axis}: 'size'}}}}."
-    )

@@ -15,8 +15,9 @@ from torch._higher_order_ops.wrap import (  # the wrappers that export makes of 
 from torch._ops import HigherOrderOperator, OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from fxopt.dialect import is_operator
 from fxopt.effects import training_flag
-from fxopt.errors import CaptureError
+from fxopt.errors import CaptureError, FxoptError
 from fxopt.functionalize import (
     Ref,
     Storage,
@@ -52,7 +53,34 @@ _RESHAPES_ITSELF = {
     aten.swapaxes_.default: aten.transpose.int,
     aten.swapdims_.default: aten.transpose.int,
 }
-Wrap = Callable[[Call, fx.Node], Call]
+_RECURRENT = {aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu}
+# Operators whose tensors must all have one dtype.
+_ONE_DTYPE = {
+    aten.linear.default,
+    aten.conv1d.default,
+    aten.conv2d.default,
+    aten.conv3d.default,
+    aten.conv_transpose1d.default,
+    aten.conv_transpose2d.input,
+    aten.conv_transpose3d.input,
+    aten.matmul.default,
+    aten.mm.default,
+    aten.bmm.default,
+    aten.addmm.default,
+    aten.baddbmm.default,
+}
+
+
+class Autocast:
+    """An autocast region: what it casts to, and which operators it casts for."""
+
+    def __init__(self, device: str, dtype: torch.dtype | None) -> None:
+        self.dtype = dtype or torch.get_autocast_dtype(device)
+        self._key = f"Autocast{device.upper()}"
+
+    def changes(self, target: OpOverload) -> bool:
+        """Whether autocast has a rule of its own for an operator."""
+        return bool(torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), self._key))
 
 
 class Translator:
@@ -65,7 +93,6 @@ class Translator:
         switches: Callable[[str, str | None], bool],
     ) -> None:
         self.graph = fx.Graph()
-        self.root = torch.nn.Module()  # holds sub-graphs until the graph module is made
         self.subgraphs: dict[str, GraphModule] = {}
         self._module = module  # the exported graph module, for its sub-modules
         self._mode = mode
@@ -75,7 +102,7 @@ class Translator:
         self._roots: dict[Storage, Ref] = {}
         self._by_origin: dict[fx.Node, Ref] = {}
         self._same: dict[fx.Node, fx.Node] = {}  # later names of one tensor object -> its first name
-        self._casts: torch.dtype | None = None  # of the autocast region being inlined
+        self._casts: Autocast | None = None  # of the region being inlined
         self._at: fx.Node | None = None  # the exported node being translated
 
     # -- inputs and outputs -------------------------------------------------------------------
@@ -110,28 +137,46 @@ class Translator:
         """Translate call and get_attr nodes, in order."""
         for node in nodes:
             self._at = node
-            if node.op == "get_attr":
-                self._get_attr(node)
-            elif node.op == "call_function" and node.target not in _DROPPED:
-                self._call(node)
+            try:
+                if node.op == "get_attr":
+                    self._get_attr(node)
+                elif node.op == "call_function" and node.target not in _DROPPED:
+                    self._call(node)
+            except FxoptError:
+                raise
+            except Exception as error:
+                raise CaptureError(
+                    f"fxopt cannot translate {node.target}: {type(error).__name__}: {error}\n"
+                    f"{self._where()} The model itself may be right; please report this."
+                ) from error
 
     def _get_attr(self, node: fx.Node) -> None:
         value = _attribute(self._module, str(node.target))
-        if not isinstance(value, fx.GraphModule):
-            raise CaptureError(
-                f"Constant '{node.target}' is a {type(value).__name__}, and only tensors can be "
-                f"part of a graph. {self._where()}"
+        if isinstance(value, fx.GraphModule):
+            return  # wrappers are inlined where they are called; others become constants there
+        if isinstance(value, torch.Tensor) and value.numel() == 1:
+            one = self.emit(
+                aten.full.default, list(value.shape), value.item(), dtype=value.dtype, device=value.device
             )
-        # wrappers are inlined where they are called; other sub-graphs become constants there
+            self._define(node, one)
+            return
+        raise CaptureError(
+            f"The body of a control-flow operator holds the constant '{node.target}'. "
+            f"{self._where()} Make it a buffer of the model."
+            if isinstance(value, torch.Tensor)
+            else f"Constant '{node.target}' is a {type(value).__name__}, and only tensors can be part "
+            f"of a graph. {self._where()}"
+        )
 
     def _call(self, node: fx.Node) -> None:
         target = node.target
         if target is wrap_with_set_grad_enabled:
-            self._inline(node, node.args[1], node.args[2:])
+            enabled, body, *args = node.args
+            self._inline(node, body, args, detach=not enabled)
         elif target is wrap_with_autocast:
-            _, dtype, enabled, _, body, *args = node.args
+            device, dtype, enabled, _, body, *args = node.args
             outer = self._casts
-            self._casts = (dtype or torch.bfloat16) if enabled else None  # type: ignore[assignment]
+            self._casts = Autocast(str(device), dtype) if enabled else None  # type: ignore[arg-type]
             self._inline(node, body, args)
             self._casts = outer
         elif isinstance(target, HigherOrderOperator):
@@ -142,8 +187,13 @@ class Translator:
             self._reshape_itself(node, Call(_RESHAPES_ITSELF[target], node.args, dict(node.kwargs)))
         elif isinstance(target, OpOverload) and target._schema.is_mutable:
             self._write(node)
-        else:
+        elif is_operator(target):
             self._pure(node, Call(target, node.args, dict(node.kwargs)))
+        else:
+            raise CaptureError(
+                f"The model calls {getattr(target, '__name__', target)}, which is no operator and "
+                f"cannot be part of a graph. {self._where()}"
+            )
 
     def _pure(self, node: fx.Node, call: Call) -> None:
         """Translate a call that writes nothing; its value may be a view."""
@@ -152,9 +202,11 @@ class Translator:
         if parent is None:
             self._define(node, value)
             return
-        whole = alias_of(parent) if call.target is operator.getitem else None
-        if whole is not None:  # a part of a split is a view of what was split
-            parent = whole
+        if call.target is operator.getitem:  # a part of a split is a view of what was split
+            parent = alias_of(parent)
+            if parent is None:  # one of several results, each with memory of its own
+                self._define(node, value)
+                return
         base = self._refs[parent]
         if returns_argument(node):
             self._same[node] = self._same.get(parent, parent)
@@ -242,8 +294,11 @@ class Translator:
 
     # -- regions ------------------------------------------------------------------------------
 
-    def _inline(self, node: fx.Node, body: Any, args: Iterable[Any]) -> None:
+    def _inline(
+        self, node: fx.Node, body: Any, args: Iterable[Any], *, detach: bool = False
+    ) -> None:
         """Translate a wrapped region in place; its outputs become the node's parts."""
+        known = set(self._refs.values())
         inner = _attribute(self._module, str(body.target))
         placeholders = [n for n in inner.graph.nodes if n.op == "placeholder"]
         for placeholder, argument in zip(placeholders, args, strict=True):
@@ -253,8 +308,22 @@ class Translator:
         self.translate(inner.graph.nodes)
         self._module = outer
         outputs = inner.graph.output_node().args[0]
-        parts = tuple(self._refs[out] if isinstance(out, fx.Node) else out for out in outputs)
-        self._refs[node] = Ref(Storage(), parts)
+        parts = [self._refs[out] if isinstance(out, fx.Node) else out for out in outputs]
+        if detach:  # what was computed without gradients carries none to the outside
+            parts = [p if p is None or p in known else self._detached(p) for p in parts]
+        self._refs[node] = Ref(Storage(), tuple(parts))
+
+    def _detached(self, ref: Ref) -> Ref:
+        fake = ref.value.meta.get("val")
+        if not (isinstance(fake, torch.Tensor) and (fake.is_floating_point() or fake.is_complex())):
+            return ref
+
+        def view(value: Any) -> Any:
+            return self.emit(aten.detach.default, value)
+
+        return Ref(
+            ref.storage, view(ref.read()), ref.storage.version, ref, view, lambda base, new: new
+        )
 
     def _control_flow(self, node: fx.Node) -> None:
         """Keep cond, while_loop, map and scan as one node over dialect sub-graphs."""
@@ -291,9 +360,22 @@ class Translator:
         spelled = canonical(call.target, args, kwargs, describe)
         if spelled.target is None:
             return spelled.args[0], spelled
+        if spelled.target in _ONE_DTYPE:
+            self._check_one_dtype(spelled)
         created = self._create(spelled, node)
         created.meta["val"] = node.meta.get("val") if val == "keep" else infer(*spelled, self._mode)
         return created, spelled
+
+    def _check_one_dtype(self, call: Call) -> None:
+        """Refuse what a fake tensor accepts and a real one does not: operands of several dtypes."""
+        values = [describe(a) for a in call.args if isinstance(a, fx.Node)]
+        dtypes = list(dict.fromkeys(v.dtype for v in values if isinstance(v, torch.Tensor)))
+        if len(dtypes) > 1:
+            raise CaptureError(
+                f"{node_name(call.target)} gets {' and '.join(map(str, dtypes))}, and takes one "
+                f"dtype. {self._where()} Give inputs in the dtype of the weights, or convert the "
+                "model."
+            )
 
     def _create(self, call: Call, origin: fx.Node | None = None) -> fx.Node:
         node = self.graph.create_node(
@@ -313,16 +395,22 @@ class Translator:
         self, target: OpOverload, args: Any, kwargs: Mapping[str, Any], node: fx.Node
     ) -> Any:
         """Return `args` with the casts that autocast made, told by the dtype that came out."""
-        wanted = getattr(node.meta.get("val"), "dtype", None)
-        if wanted is None or target._schema.is_mutable:
+        wanted = _dtype_of(node.meta.get("val"))
+        if wanted is None or target._schema.is_mutable or self._casts is None:
             return args
-        for dtype in (None, self._casts, torch.float32):
+        if target.overloadpacket in _RECURRENT:
+            raise CaptureError(
+                f"Autocast over a recurrent layer ({node_name(target)}) cannot be captured: "
+                f"torch.export loses its casts. {self._where()} Disable autocast around the layer."
+            )
+        casts = (self._casts.dtype, torch.float32)
+        for dtype in (*casts, None) if self._casts.changes(target) else (None, *casts):
             trial = args if dtype is None else tuple(_as_float(a, dtype) for a in args)
             try:
                 found = infer(target, fx.map_arg(trial, describe), kwargs, self._mode)
             except RuntimeError:
                 continue  # mixed dtypes: the cast that autocast made is missing
-            if found.dtype == wanted:
+            if _dtype_of(found) == wanted:
                 return args if dtype is None else fx.map_arg(
                     args, lambda n, dtype=dtype: self._cast(n, dtype)
                 )
@@ -330,9 +418,9 @@ class Translator:
 
     def _cast(self, node: fx.Node, dtype: torch.dtype) -> fx.Node:
         value = node.meta.get("val")
-        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        if not _is_cast_by_autocast(value) or value.dtype == dtype:
             return node
-        return node if value.dtype == dtype else self.emit(aten.to.dtype, node, dtype)
+        return self.emit(aten.to.dtype, node, dtype)
 
     def _define(self, old: fx.Node, new: Any, origin: fx.Node | None = None) -> None:
         storage = Storage(origin)
@@ -360,24 +448,35 @@ def translate_subgraph(
     translator.translate(module.graph.nodes)
     if translator.write_back():
         raise CaptureError("The body of a control-flow operator writes to its inputs.")
-    outputs = module.graph.output_node().args[0]
-    single = not isinstance(outputs, (tuple, list))
-    translator.graph.output(tuple(translator.read([outputs] if single else outputs)))
-    result = GraphModule(translator.root, translator.graph)
+    outputs = translator.read(module.graph.output_node().args[0])
+    # the condition of a while_loop returns one value, and must go on doing so
+    translator.graph.output(tuple(outputs) if isinstance(outputs, (tuple, list)) else outputs)
+    result = GraphModule(torch.nn.Module(), fx.Graph())
     result.meta["fxopt"] = GraphInfo(None, mode)
     for name, subgraph in translator.subgraphs.items():
         result.set_constant(name, subgraph)
+    result.graph = translator.graph
     return result
 
 
 def _as_float(argument: Any, dtype: torch.dtype) -> Any:
     def cast(node: fx.Node) -> Any:
         value = node.meta.get("val")
-        if isinstance(value, torch.Tensor) and value.is_floating_point():
-            return value.to(dtype)
-        return value
+        return value.to(dtype) if _is_cast_by_autocast(value) else value
 
     return fx.map_arg(argument, cast)
+
+
+def _is_cast_by_autocast(value: Any) -> bool:
+    if not isinstance(value, torch.Tensor) or value.dtype == torch.float64:
+        return False
+    return value.is_floating_point()
+
+
+def _dtype_of(value: Any) -> torch.dtype | None:
+    """Return the dtype of a value, or of the first of several results."""
+    first = next(iter(value), None) if isinstance(value, (tuple, list)) else value
+    return getattr(first, "dtype", None)
 
 
 def _attribute(module: Any, path: str) -> Any:

@@ -1,8 +1,8 @@
 """Import torchvision where its compiled operators cannot be loaded.
 
-The torchvision that a package index serves is built for CUDA. Beside a torch built for the CPU alone
-its compiled library does not load, and `import torchvision` fails: "operator torchvision::nms does
-not exist". The models need none of those operators; only the detectors do, and only when they run.
+The torchvision that a package index serves is built for CUDA. Beside a torch built for the CPU
+alone its compiled library does not load, and `import torchvision` fails: "operator torchvision::nms
+does not exist". Only the detectors need those operators, and only when they run.
 
 `import_torchvision` declares the two operators that torchvision's Python code registers shapes for
 (`nms` and `qnms`), without an implementation, and imports again. Where the compiled operators load,

@@ -90,8 +90,7 @@ def _operands(graph: GraphModule, node: fx.Node) -> tuple[fx.Node, _Constant, bo
     """Return the computed operand, the constant one, and whether the constant comes first."""
     for first, position in ((False, 1), (True, 0)):
         x, constant = node.args[1 - position], _constant(graph, node.args[position])
-        if constant is not None and is_tensor(x) and not is_constant(graph, x):
-            assert isinstance(x, fx.Node)
+        if constant is not None and isinstance(x, fx.Node) and is_tensor(x):
             return x, constant, first
     return None
 

@@ -68,7 +68,7 @@ def never(x: Value) -> str:
     return "of the test"
 
 
-# -- spellings --------------------------------------------------------------------------------------
+# -- spellings -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_padding_by_name_is_measured_on_the_weight() -> None:
     assert "padded alike" not in str(explain(same, graph))
 
 
-# -- what a pattern means ---------------------------------------------------------------------------
+# -- what a pattern means --------------------------------------------------------------------------
 
 
 def test_an_argument_that_is_not_written_equals_its_default() -> None:
@@ -222,7 +222,9 @@ def test_literals_match_by_value(value: Any, expected: bool) -> None:
 
 def test_literals_of_booleans_are_not_numbers() -> None:
     graph = graph_of(lambda x: torch.full((3,), 1) * x.sum().long())
-    assert match(record(lambda: aten.full([3], True, ...)), graph.find(aten.full.default)[0]) is None
+    assert (
+        match(record(lambda: aten.full([3], True, ...)), graph.find(aten.full.default)[0]) is None
+    )
 
 
 def test_patterns_may_have_several_outputs() -> None:
@@ -241,7 +243,7 @@ def test_alternatives_give_none_for_what_they_lack() -> None:
     def neg_last(x: Value, n: Any) -> str | None:
         return None if n is None else f"n = {n}"
 
-    graph, result = applied(lambda x: (-x.relu(), -(x * 5)), neg_last)
+    _, result = applied(lambda x: (-x.relu(), -(x * 5)), neg_last)
     assert [miss.reason for miss in result.misses] == ["neg_last: n = 5"]
 
 
@@ -261,7 +263,7 @@ def test_patterns_see_names_of_closures() -> None:
     assert match(pattern, graph.find(aten.add.Tensor)[0]) is not None
 
 
-# -- bad rules ----------------------------------------------------------------------------------------
+# -- bad rules -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -287,7 +289,7 @@ def test_a_bad_pattern_is_an_option_error(pattern: Callable[..., Any], part: str
 
 
 def test_a_parameter_that_no_pattern_has_is_an_option_error() -> None:
-    with pytest.raises(OptionError, match="asks for 'y'.*x"):
+    with pytest.raises(OptionError, match=r"asks for 'y'.*x"):
 
         @rule(lambda x: x.relu())
         def bad(y: Value) -> Value:
@@ -302,7 +304,7 @@ def test_a_result_that_is_no_value_is_an_option_error() -> None:
     def bad(x: Value) -> Any:
         return 3
 
-    with pytest.raises(OptionError, match="bad .*returned 3"):
+    with pytest.raises(OptionError, match=r"bad .*returned 3"):
         apply_rules(graph_of(lambda x: x.relu()), [bad])
 
 
@@ -328,7 +330,7 @@ def test_a_rule_that_builds_what_is_there_changes_nothing() -> None:
     assert not result.modified
 
 
-# -- what no rule may change ----------------------------------------------------------------------------
+# -- what no rule may change -----------------------------------------------------------------------
 
 
 @rule(lambda x: x * 1, lambda x: x.clone(), lambda x: aten.contiguous(x, ...))
@@ -378,9 +380,7 @@ def test_what_has_an_effect_is_never_replaced() -> None:
         (lambda x: x.mT.contiguous().flatten(1) + 1, None),
     ],
 )
-def test_copies_that_protect_memory_stay(
-    function: Callable[..., Any], reason: str | None
-) -> None:
+def test_copies_that_protect_memory_stay(function: Callable[..., Any], reason: str | None) -> None:
     _, result = applied(function, drop)
     assert result.rewrites == (reason is None)
     assert reason is None or reason in result.misses[0].reason
@@ -441,10 +441,11 @@ def test_state_is_read_before_it_is_overwritten(
     assert reason is None or reason in result.misses[0].reason
     for _ in range(3):
         assert relative_error(graph(x), model(x)) == 0
-    assert all(torch.equal(graph.constant(name), getattr(model, name)) for name in graph.constants())
+    for name, state in graph.constants().items():
+        assert torch.equal(state, getattr(model, name))
 
 
-# -- where matches lie ------------------------------------------------------------------------------------
+# -- where matches lie -----------------------------------------------------------------------------
 
 
 def test_back_to_back_matches_all_go() -> None:
@@ -518,7 +519,7 @@ def test_provenance_names_the_rule_and_what_it_replaced() -> None:
     assert result.origins[node.name] == node.meta["replaces"]
 
 
-# -- counts, fuel, reasons --------------------------------------------------------------------------------
+# -- counts, fuel, reasons -------------------------------------------------------------------------
 
 
 def _chain(length: int, start: Callable[[Any], Any] = lambda x: x) -> GraphModule:
@@ -550,10 +551,10 @@ def test_a_fixpoint_costs_a_few_visits_per_node() -> None:
 
 def test_new_nodes_cost_no_more() -> None:
     tried = {}
-    for length in (200, 2_000):
+    for length in (100, 1_000):
         tried[length] = apply_rules(_chain(length), [merge_relus]).rules["merge_relus"].tried
-    assert tried[200] < 3 * 200
-    assert tried[2_000] < 10.5 * tried[200]
+    assert tried[100] < 3 * 100
+    assert tried[1_000] < 10.5 * tried[100]
 
 
 def test_rules_are_only_tried_at_their_root() -> None:
@@ -641,7 +642,7 @@ def test_explain_says_when_a_rule_keeps_silent() -> None:
     )
 
 
-# -- dynamic shapes -------------------------------------------------------------------------------------
+# -- dynamic shapes --------------------------------------------------------------------------------
 
 
 def test_symbolic_sizes_are_equal_only_where_they_are_the_same_expression() -> None:

@@ -190,7 +190,6 @@ def split_weights(model: ir.Model) -> tuple[onnx.ModelProto, Mapping[str, Any]]:
     The runtime takes them as they lie in memory, so they are neither serialised nor limited to
     the 2 GB that a message holds.
     """
-    import onnx
     import onnx_ir as ir
 
     inputs = {value.name for value in model.graph.inputs}
@@ -201,21 +200,19 @@ def split_weights(model: ir.Model) -> tuple[onnx.ModelProto, Mapping[str, Any]]:
         and value.const_value.nbytes >= EMBEDDED
         and name not in inputs
     }
-    held = {name: model.graph.initializers.pop(name) for name in weights}
+    values = model.graph.initializers
     try:
+        for name, tensor in weights.items():
+            values[name].const_value = ir.ExternalTensor(
+                "memory", 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name
+            )
         proto = ir.to_proto(model)
     finally:
-        restored = {**held}
-        for name, value in restored.items():
-            model.graph.initializers[name] = value
-    for name, tensor in weights.items():
-        message = proto.graph.initializer.add()
-        message.name = name
-        message.data_type = int(tensor.dtype)
-        message.dims.extend(list(tensor.shape.numpy()))
-        message.data_location = onnx.TensorProto.EXTERNAL
-        entry = message.external_data.add()
-        entry.key, entry.value = "location", "memory"
+        for name, tensor in weights.items():
+            values[name].const_value = tensor
+    for message in proto.graph.initializer:
+        if message.name in weights:
+            del message.external_data[1:]  # the place; ONNX Runtime wants the name alone
     return proto, weights
 
 

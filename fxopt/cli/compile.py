@@ -19,7 +19,14 @@ from fxopt.capture import bind_inputs
 from fxopt.cli.model import load_model, load_object
 from fxopt.cli.recipe import recipe_option
 from fxopt.cli.screen import Screen
-from fxopt.cli.values import InputSpec, InputType, OptionType, PassesType, draw_inputs, dynamic_shapes
+from fxopt.cli.values import (
+    InputSpec,
+    InputType,
+    OptionType,
+    PassesType,
+    draw_inputs,
+    dynamic_shapes,
+)
 from fxopt.compile import PRECISIONS, compile, default_passes
 from fxopt.compiled import CompiledModel
 from fxopt.errors import ArtefactError
@@ -34,8 +41,8 @@ trust_option = click.option(
 )
 input_option = click.option(
     "--input", type=InputType(), multiple=True,
-    help="An example input: 1x3x224x224:float32, or ids=1x128:int64 for a keyword. Once per input, in "
-    "order. Without any, they are inferred from the model.",
+    help="An example input: 1x3x224x224:float32, or ids=1x128:int64 for a keyword. Once per "
+    "input, in order. Without any, they are inferred from the model.",
 )  # fmt: skip
 dynamic_option = click.option(
     "--dynamic", multiple=True, metavar="[NAME:]DIM",
@@ -53,7 +60,7 @@ quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress on 
 @click.command("compile", short_help="Optimize a model and lower it to a backend.")
 @model_argument
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the artefact here.")
-@click.option("--backend", help="What to lower to (default: what --output's suffix says, else eager).")
+@click.option("--backend", help="What to lower to (default: what -o's suffix says, else eager).")
 @input_option
 @dynamic_option
 @passes_option
@@ -71,7 +78,10 @@ quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress on 
     "--on-error", type=click.Choice(ON_ERROR), default="raise", show_default=True,
     help="What to do about a pass that fails: stop, or undo it and go on.",
 )  # fmt: skip
-@click.option("--option", type=OptionType(), multiple=True, help="An option of the backend; see `fxopt backends`.")
+@click.option(
+    "--option", type=OptionType(), multiple=True,
+    help="An option of the backend; see `fxopt backends`.",
+)  # fmt: skip
 @click.option("--benchmark", is_flag=True, help="Measure the result beside the model itself.")
 @recipe_option
 @trust_option
@@ -165,7 +175,7 @@ def _judge(verify: str) -> str | Callable[[Any], Any]:
     judge = load_object(verify)
     if not callable(judge):
         raise click.UsageError(f"--verify {verify} is a {type(judge).__name__}, not a function.")
-    return judge  # type: ignore[no-any-return]
+    return judge
 
 
 def _backend_for(output: Path | None) -> str:
@@ -196,7 +206,9 @@ def _complete_recipe(
 ) -> None:
     """Add to the story's recipe what only the command line knows, in its own words."""
     assert compiled.story is not None
-    settings = {k: v for k, v in compiled.story.recipe.items() if k not in ("dynamic_shapes", "verify")}
+    settings = dict(compiled.story.recipe)
+    settings.pop("dynamic_shapes", None)
+    settings.pop("verify", None)
     recipe: dict[str, Any] = {"model": model}
     if specs:
         recipe["input"] = [str(spec) for spec in specs]
@@ -225,7 +237,7 @@ def _show(
         screen.show(str(speed))
 
 
-# -- the race ---------------------------------------------------------------------------------------
+# -- the race --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -240,9 +252,9 @@ class Speed:
 
     def __str__(self) -> str:
         return (
-            f"speed: {self.compiled_ms:.2f} ms on {self.backend}, {self.eager_ms:.2f} ms for the model "
-            f"itself in PyTorch: {self.eager_ms / self.compiled_ms:.2f} times as fast (medians of "
-            f"{self.rounds} calls each, {self.threads} threads)"
+            f"speed: {self.compiled_ms:.2f} ms on {self.backend}, {self.eager_ms:.2f} ms for the "
+            f"model itself in PyTorch: {self.eager_ms / self.compiled_ms:.2f} times as fast "
+            f"(medians of {self.rounds} calls each, {self.threads} threads)"
         )
 
 
@@ -250,7 +262,10 @@ def race(
     model: Any, inputs: Inputs | None, compiled: CompiledModel, *, rounds: int = 30, lap: int = 5
 ) -> Speed:
     """Measure both by turns, `lap` calls each, so that a busy machine slows both alike."""
-    calls = {"eager": _eager_call(model, inputs), "compiled": _compiled_call(compiled, model, inputs)}
+    calls = {
+        "eager": _eager_call(model, inputs),
+        "compiled": _compiled_call(compiled, model, inputs),
+    }
     times: dict[str, list[float]] = {name: [] for name in calls}
     flags = evaluation(model) if isinstance(model, torch.nn.Module) else nullcontext()
     with torch.no_grad(), flags:
@@ -289,8 +304,9 @@ def _compiled_call(compiled: CompiledModel, model: Any, inputs: Inputs | None) -
         flat = compiled.graph.info.example_inputs
         return lambda: compiled.executable.run(*flat)
     bound = bind_inputs(model, inputs)
-    floats = [leaf.dtype for leaf in compiled.signature.tensors if leaf.dtype and leaf.dtype.is_floating_point]
-    dtype = floats[0] if floats and len(set(floats)) == 1 else None
+    dtypes = {leaf.dtype for leaf in compiled.signature.tensors if leaf.dtype is not None}
+    floats = [dtype for dtype in dtypes if dtype.is_floating_point]
+    dtype = floats[0] if len(floats) == 1 else None
 
     def cast(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor

@@ -20,7 +20,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 @click.command("passes", short_help="List the passes, their effects and options.")
 @json_option
 def passes_command(as_json: bool) -> None:
-    """List the passes: what each does, its options with their defaults, its place in the pipeline."""
+    """List the passes: what each does, its options, its place in the default pipeline."""
     screen = Screen(as_json=as_json)
     with screen.job():
         known = classes("passes")
@@ -35,7 +35,7 @@ def passes_command(as_json: bool) -> None:
         place = str(row["default"]) if row["default"] else "–"
         table.add_row(row["name"], place, row["effect"], _options_text(row), Text(row["doc"]))
     screen.show(table)
-    screen.show("default: the place in the default pipeline; – for what runs only when it is asked for.")
+    screen.show("default: the place in the default pipeline; – for what runs only when asked for.")
 
 
 @click.command("backends", short_help="List the backends and what each needs.")

@@ -55,7 +55,7 @@ def load_model(spec: str, *, trust: bool = False) -> Any:
 
 
 def load_object(spec: str) -> Any:
-    """Return what `module:name` or `path.py:name` names; raise UsageError where nothing is there."""
+    """Return what `module:name` or `path.py:name` names; raise UsageError where there is none."""
     place, _, name = spec.rpartition(":")
     if not place or not name:
         raise click.UsageError(f"'{spec}' names no model. {FORMS}")
@@ -114,7 +114,7 @@ def _parameters(factory: Any) -> dict[str, inspect.Parameter]:
         return {}
 
 
-# -- files ------------------------------------------------------------------------------------------
+# -- files -----------------------------------------------------------------------------------------
 
 
 def _load_artefact(path: Path) -> Any:
@@ -138,7 +138,7 @@ def _load_program(path: Path, trust: bool) -> ExportedProgram:
     return _guarded(str(path), lambda: torch.export.load(path))
 
 
-# -- imports ----------------------------------------------------------------------------------------
+# -- imports ---------------------------------------------------------------------------------------
 
 
 def _import_module(name: str) -> ModuleType:
@@ -154,7 +154,8 @@ def _import_module(name: str) -> ModuleType:
         if not (name == missing or name.startswith(f"{missing}.")):
             raise FxoptError(f"'{name}' cannot be imported: {error}.") from error
         parent, _, last = missing.rpartition(".")
-        found = pkgutil.iter_modules(sys.modules[parent].__path__ if parent in sys.modules else None)
+        folders = sys.modules[parent].__path__ if parent in sys.modules else None
+        found = pkgutil.iter_modules(folders)
         prefix = f"{parent}." if parent else ""
         near = _near(last, (module.name for module in found), prefix)
         raise click.UsageError(f"There is no module '{missing}'.{near}") from None
@@ -185,9 +186,7 @@ def _import_file(path: Path) -> ModuleType:
     return _guarded(str(path), execute)
 
 
-def _guarded(
-    what: str, action: Callable[[], T], through: type[Exception] | tuple[()] = ()
-) -> T:
+def _guarded(what: str, action: Callable[[], T], through: type[Exception] = FxoptError) -> T:
     """Run the user's code; raise FxoptError with the user's line for whatever it raises."""
     try:
         try:
@@ -197,9 +196,9 @@ def _guarded(
                 raise
             import_torchvision()
             return action()
-    except (*((through,) if through else ()), FxoptError, click.UsageError):
-        raise
     except Exception as error:
+        if isinstance(error, (FxoptError, click.UsageError, through)):
+            raise
         where = user_frame(error.__traceback__)
         at = f"\n  at {where}" if where else ""
         raise FxoptError(f"{what} failed with {type(error).__name__}: {error}{at}") from error

@@ -28,9 +28,11 @@ def read_recipe(context: click.Context, parameter: click.Parameter, path: Path |
             near = difflib.get_close_matches(key, known, n=1)
             hint = f" Did you mean '{near[0]}'?" if near else ""
             raise click.UsageError(
-                f"The recipe '{path}' has an unknown setting '{key}'.{hint} Known: {', '.join(known)}."
+                f"The recipe '{path}' has an unknown setting '{key}'.{hint} "
+                f"Known: {', '.join(known)}."
             )
-    context.default_map = {**(context.default_map or {}), **dict(map(_as_default, settings.items()))}
+    defaults = dict(map(_as_default, settings.items()))
+    context.default_map = {**(context.default_map or {}), **defaults}
 
 
 def _as_default(setting: tuple[str, Any]) -> tuple[str, Any]:
@@ -49,5 +51,5 @@ recipe_option = click.option(
     callback=read_recipe,
     is_eager=True,
     expose_value=False,
-    help="Take settings from this TOML file: the long option names with _ for -. Flags win over it.",
+    help="Take settings from this TOML file: the long options, with _ for -. Flags win over it.",
 )

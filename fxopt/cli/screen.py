@@ -23,7 +23,12 @@ class Failure(click.ClickException):
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
-        self.exit_code = 2 if isinstance(error, (OptionError, click.UsageError)) else 1
+        self.error = error
+
+    @property
+    def exit_code(self) -> int:  # type: ignore[override]
+        """2 for a wrong name or option, 1 for a job that failed."""
+        return 2 if isinstance(self.error, OptionError) else 1
 
 
 class Screen:

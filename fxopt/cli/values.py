@@ -1,4 +1,4 @@
-"""How values are written on the command line and in a recipe: inputs, dimensions, passes, options."""
+"""How inputs, dimensions, passes and options are written on the command line and in a recipe."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class InputSpec:
         return f"{name}{shape}:{str(self.dtype).removeprefix('torch.')}"
 
 
-class InputType(click.ParamType):
+class InputType(click.ParamType[Any]):
     """Reads `[NAME=]SHAPE[:DTYPE]`."""
 
     name = "[NAME=]SHAPE[:DTYPE]"
@@ -64,7 +64,7 @@ class InputType(click.ParamType):
         return InputSpec(read["name"], sizes, dtype)
 
 
-class PassesType(click.ParamType):
+class PassesType(click.ParamType[Any]):
     """Reads a list of passes: `fold-constants(growth=2.0),fuse-conv-bn`."""
 
     name = "PASS,…"
@@ -95,7 +95,7 @@ def split_passes(text: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-class OptionType(click.ParamType):
+class OptionType(click.ParamType[Any]):
     """Reads `KEY=VALUE`; the value is a Python literal, else a string."""
 
     name = "KEY=VALUE"
@@ -132,7 +132,9 @@ def dynamic_shapes(written: tuple[str, ...]) -> dict[Any, Any] | None:
         else:
             everywhere[int(axis)] = f"size_{axis}"
     if everywhere and named:
-        raise click.UsageError("--dynamic takes dimensions of every input, or of named ones: not both.")
+        raise click.UsageError(
+            "--dynamic takes dimensions of all inputs, or of named ones: not both."
+        )
     return everywhere or named or None
 
 

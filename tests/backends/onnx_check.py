@@ -106,3 +106,8 @@ def check(
                 f"expected {b.dtype}{list(b.shape)} {b}\n{executable.op_counts()}"
             )
     return executable
+
+
+def mlp() -> nn.Module:
+    """A model with constants large enough to lie in a file of their own."""
+    return noisy(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)))

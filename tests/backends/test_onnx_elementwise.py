@@ -12,19 +12,94 @@ from torch import nn
 
 from tests.backends.onnx_check import check, flags, integers, normal, positive
 
-UNARY = (
-    "relu sigmoid tanh exp erf sin cos tan sinh cosh asinh atan square exp2 expm1 erfc sinc abs "
-    "neg sign floor ceil round trunc frac isnan isinf isfinite logical_not deg2rad rad2deg "
-    "signbit nan_to_num"
-).split()
-OF_POSITIVE = "sqrt rsqrt log log1p log2 log10 reciprocal asin acos atanh logit".split()
-ACTIVATIONS = (
-    "gelu silu hardswish hardsigmoid hardtanh relu6 leaky_relu elu selu celu softplus logsigmoid "
-    "tanhshrink softshrink hardshrink softsign mish rrelu"
-).split()
-BINARY = (
-    "add sub mul div maximum minimum atan2 fmod remainder logaddexp hypot copysign eq ne lt le gt ge"
-).split()
+UNARY = [
+    "relu",
+    "sigmoid",
+    "tanh",
+    "exp",
+    "erf",
+    "sin",
+    "cos",
+    "tan",
+    "sinh",
+    "cosh",
+    "asinh",
+    "atan",
+    "square",
+    "exp2",
+    "expm1",
+    "erfc",
+    "sinc",
+    "abs",
+    "neg",
+    "sign",
+    "floor",
+    "ceil",
+    "round",
+    "trunc",
+    "frac",
+    "isnan",
+    "isinf",
+    "isfinite",
+    "logical_not",
+    "deg2rad",
+    "rad2deg",
+    "signbit",
+    "nan_to_num",
+]
+OF_POSITIVE = [
+    "sqrt",
+    "rsqrt",
+    "log",
+    "log1p",
+    "log2",
+    "log10",
+    "reciprocal",
+    "asin",
+    "acos",
+    "atanh",
+    "logit",
+]
+ACTIVATIONS = [
+    "gelu",
+    "silu",
+    "hardswish",
+    "hardsigmoid",
+    "hardtanh",
+    "relu6",
+    "leaky_relu",
+    "elu",
+    "selu",
+    "celu",
+    "softplus",
+    "logsigmoid",
+    "tanhshrink",
+    "softshrink",
+    "hardshrink",
+    "softsign",
+    "mish",
+    "rrelu",
+]
+BINARY = [
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "maximum",
+    "minimum",
+    "atan2",
+    "fmod",
+    "remainder",
+    "logaddexp",
+    "hypot",
+    "copysign",
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+]
 
 
 @pytest.mark.parametrize("name", UNARY)

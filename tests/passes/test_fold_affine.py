@@ -172,9 +172,15 @@ NOT_BEHIND: dict[str, tuple[Call, tuple[int, ...], str | None]] = {
     "another user of other rows": (
         lambda m, x: [(y := m.linear(x))[:, 0] * 2, y[:, 1].relu()], ROWS, "another user"
     ),
+    "a linear layer of one vector": (
+        lambda m, x: F.linear(x, m.input_gamma) * m.positions[:, 0], ROWS, None
+    ),
+    "a linear layer of one vector times a number": (
+        lambda m, x: F.linear(x, m.input_gamma) * 2, ROWS, None
+    ),
     "an activation in between": (lambda m, x: F.relu(m.linear(x)) * m.gamma, ROWS, None),
     "a wider result": (lambda m, x: m.linear(x[0, :1])[0, :1] * m.gamma, ROWS, None),
-    "division by the layer": (lambda m, x: m.gamma / (m.linear(x) ** 2 + 1), ROWS, None),
+    "division by the layer": (lambda m, x: m.gamma / m.linear(x), ROWS, None),
     "division by zero": (lambda m, x: (m.linear(x) / 0).sign(), ROWS, None),
     "an infinite number": (lambda m, x: (m.linear(x) * float("inf")).sign(), ROWS, None),
     "a result rounded": (
@@ -366,6 +372,11 @@ def test_a_batch_norm_that_took_in_a_factor_still_switches_with_train() -> None:
     x = torch.randn(IMAGE, dtype=torch.float64)
     assert relative_error(graph.train()(x), model.train()(x)) < 1e-10
     assert relative_error(graph.eval()(x), model.eval()(x)) < 1e-10
+
+
+def test_a_batch_norm_in_training_mode_is_left_alone() -> None:
+    graph = capture(Parts(lambda m, x: m.norm(x) * m.scalar), torch.randn(IMAGE))
+    assert not FoldAffine().run(graph.train()).modified
 
 
 # -- dtypes, shapes, training ---------------------------------------------------------------------

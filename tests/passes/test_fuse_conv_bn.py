@@ -178,6 +178,10 @@ NOT_THROUGH: dict[str, tuple[Callable[..., Any], tuple[int, ...], str]] = {
         lambda m, x: [m.norm((y := m.wide(x))[:, :6]), F.relu(y[:, 5:])], (2, 4),
         "has another user",
     ),
+    "channels among every second one": (
+        lambda m, x: [m.norm((y := m.wide(x))[:, :6]), F.relu(y[:, ::2])], (2, 4),
+        "has another user",
+    ),
     "rows, read elsewhere too": (
         lambda m, x: [m.norm((y := m.linear(x))[:1]), F.relu(y[1:])], (2, 4), "has another user"
     ),
@@ -376,6 +380,10 @@ def test_half_precision_is_computed_wide_and_stored_half(dtype: torch.dtype) -> 
         FuseConvBn(), model, image().to(dtype), after=FOLDED, rewrites=1,
         double=False, tolerance=0.03, gradients=False,
     )
+    conv, norm = noisy(model)
+    scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    expected = (conv.weight.double() * scale.reshape(-1, 1, 1, 1)).to(dtype)
+    assert torch.equal(graph.constants()["0.weight_folded"], expected)
     assert {tensor.dtype for tensor in graph.constants().values()} == {dtype}
 
 
@@ -388,9 +396,12 @@ def test_a_norm_of_wider_weights_than_the_conv_folds() -> None:
     assert {tensor.dtype for tensor in graph.constants().values()} == {torch.bfloat16}
 
 
-def test_a_cast_in_between_is_left_alone() -> None:
+@pytest.mark.parametrize("cast", [
+    lambda y: y.float(), lambda y: y.mean((2, 3), keepdim=True, dtype=torch.float32)
+])
+def test_a_cast_in_between_is_left_alone(cast: Callable[..., Any]) -> None:
     model = Calls(
-        lambda m, x: m.norm(m.conv(x).float()),
+        lambda m, x: m.norm(cast(m.conv(x))),
         conv=nn.Conv2d(4, 6, 3).bfloat16(), norm=nn.BatchNorm2d(6),
     )
     check_pass(
@@ -423,14 +434,14 @@ def test_folds_with_dynamic_sizes(call: Callable[..., Any]) -> None:
 
 
 def test_a_use_of_the_shape_is_no_use_of_the_values() -> None:
-    def call(m: Calls, x: torch.Tensor) -> Any:
-        y = m.conv(x)
-        return m.norm(y), torch.ones(y.shape[0], y.shape[2])
-
-    model = Calls(call, conv=nn.Conv2d(4, 6, 3), norm=nn.BatchNorm2d(6))
-    check_pass(
-        FuseConvBn(), model, image(), dynamic_shapes={0: "n", 2: "h"}, after=FOLDED, rewrites=1
-    )
+    graph = capture(nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6)).eval(), image())
+    (conv,) = graph.find(torch.ops.aten.conv2d.default)
+    with graph.graph.inserting_after(conv):
+        size = graph.graph.call_function(torch.ops.aten.sym_size.int, (conv, 0))
+    size.meta["val"] = 2
+    assert FuseConvBn().run(graph).rewrites == 1
+    assert op_counts(graph) == {"conv2d": 1, "sym_size": 1}
+    assert conv not in graph.graph.nodes
 
 
 def test_new_weights_train_and_can_be_computed_again() -> None:

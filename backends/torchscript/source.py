@@ -1,167 +1,25 @@
-"""The TorchScript backend: one `.pt` file that runs in PyTorch from Python and C++ alike.
-
-Legacy: PyTorch deprecates TorchScript, and this backend serves those who deploy it already.
-
-The graph becomes TorchScript source, one line per node, which TorchScript compiles: a trace would
-fix every symbolic size at its example, because operators called by overload take plain integers.
-
-Left alone, with a LoweringError: control flow, and graphs that write state back.
-"""
+"""TorchScript source for a graph: one line per node, operators called by their full names."""
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import operator
 import re
-import warnings
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import fx
 from torch._ops import OpOverload
 
-from fxopt.contract import Pass
-from fxopt.errors import ArtefactError, LoweringError
-from fxopt.files import write_atomic
+from fxopt.errors import LoweringError
 from fxopt.graph_module import GraphModule
 
 aten = torch.ops.aten
-_MANIFEST = "fxopt.json"
-_LEGACY = "TorchScript is legacy: PyTorch deprecates it. Prefer 'eager' or 'onnx' for new work."
 
 
-class TorchScriptExecutable:
-    """A script module that holds copies of the graph's constants, run under no_grad."""
-
-    notes: tuple[str, ...] = (_LEGACY,)
-
-    def __init__(self, module: Any, *, optimize: bool) -> None:
-        self._module = module  # what is saved; the optimized one is for this machine only
-        self._runner = module
-        if optimize:
-            twin = io.BytesIO()  # optimizing changes the module so that it cannot be saved
-            with _quiet():
-                torch.jit.save(module, twin)
-                twin.seek(0)
-                self._runner = torch.jit.optimize_for_inference(torch.jit.load(twin))
-
-    @property
-    def code(self) -> str:
-        """The TorchScript source of the graph."""
-        return str(self._module.code)
-
-    def run(self, *flat: Any) -> tuple[torch.Tensor, ...]:
-        """Run on flat inputs."""
-        with torch.no_grad():
-            result = self._runner(*flat)
-        return () if result is None else tuple(result)
-
-    def save(self, path: Path, manifest: str) -> None:
-        """Write a TorchScript archive that holds the manifest as an extra file."""
-        buffer = io.BytesIO()
-        with _quiet():
-            torch.jit.save(self._module, buffer, _extra_files={_MANIFEST: manifest})
-        write_atomic(path, buffer.getvalue())
-
-
-@dataclass(frozen=True)
-class TorchScript:
-    """TorchScript, compiled from the graph. Legacy: PyTorch deprecates it."""
-
-    name: ClassVar[str] = "torchscript"
-    suffix: ClassVar[str] = ".pt"
-    legalize: ClassVar[tuple[Pass, ...]] = ()
-
-    freeze: bool = True  # make the weights constants of the code, and fold what follows from them
-    optimize_for_inference: bool = False  # also for this processor; never saved
-
-    def missing(self) -> str | None:
-        """PyTorch is always there."""
-        return None
-
-    def lower(self, graph: GraphModule) -> TorchScriptExecutable:
-        """Compile the graph's TorchScript source.
-
-        Raises LoweringError, naming the node, for control flow, state, and whatever TorchScript
-        has no form of.
-        """
-        source = _Source(graph)
-        with _quiet():
-            module = torch.jit.script(source.holder)
-            try:
-                module.define(source.text)  # finds `torch` and `math` in this file
-            except RuntimeError as error:
-                raise source.error(error) from error
-            module.eval()
-            if self.freeze:
-                module = torch.jit.freeze(module)
-        return TorchScriptExecutable(module, optimize=self.optimize_for_inference)
-
-    def load(self, path: Path) -> tuple[TorchScriptExecutable, str]:
-        """Read an archive that `save` wrote.
-
-        No Python code from the file is run: TorchScript has its own interpreter, and can call only
-        the operators that are registered in this process. Those include some that read and write
-        files, so run an archive only if you trust whoever made it.
-        """
-        manifest = _manifest(path)
-        try:
-            with _quiet():
-                module = torch.jit.load(str(path))
-        except RuntimeError as error:
-            raise ArtefactError(
-                f"'{path}' is not a TorchScript archive that can be read here: {error!s:.300} "
-                "Get the file again, or save the model again."
-            ) from error
-        return TorchScriptExecutable(module, optimize=self.optimize_for_inference), manifest
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what torch.jit says about its own deprecation, and nothing else."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
-        yield
-
-
-def _manifest(path: Path) -> str:
-    """Return the manifest of a whole archive; every member's checksum is verified."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            extra = [name for name in names if name.endswith(f"/extra/{_MANIFEST}")]
-            is_script = any(name.endswith("/constants.pkl") for name in names)
-            if len(extra) != 1 or not is_script:
-                raise ArtefactError(
-                    f"'{path}' holds no fxopt manifest, so fxopt did not save it. Load it with "
-                    "torch.jit.load or torch.load, or save the model with CompiledModel.save."
-                )
-            broken = archive.testzip()
-            if broken is not None:
-                raise zipfile.BadZipFile(f"its part '{broken}' has a wrong checksum")
-            return archive.read(extra[0]).decode()
-    except OSError as error:
-        raise ArtefactError(f"'{path}' cannot be read: {error.strerror or error}.") from error
-    except ArtefactError:
-        raise
-    except Exception as error:  # a damaged zip fails in many ways
-        raise ArtefactError(
-            f"'{path}' is not a whole TorchScript archive ({error}). It was cut off or damaged, or "
-            "is something else. Get the file again, or save the model again."
-        ) from error
-
-
-# -- from the graph to source ---------------------------------------------------------------------
-
-
-class _Source:
+class Source:
     """The TorchScript source of a graph, and the module that holds its constants."""
 
     def __init__(self, graph: GraphModule) -> None:
@@ -182,8 +40,16 @@ class _Source:
         """The whole source."""
         return "\n".join(self._lines) + "\n"
 
-    def error(self, error: RuntimeError) -> LoweringError:
-        """Return TorchScript's own refusal as one that names the node."""
+    def compile(self) -> Any:
+        """Return a script module; raise LoweringError, naming the node that it refuses."""
+        module = torch.jit.script(self.holder)
+        try:
+            module.define(self.text)  # finds `torch` and `math` in this file
+        except RuntimeError as error:
+            raise self._error(error) from error
+        return module.eval()
+
+    def _error(self, error: RuntimeError) -> LoweringError:
         lines = [int(number) for number in re.findall(r'File "<string>", line (\d+)', str(error))]
         node = self._nodes[lines[0] - 1] if lines and lines[0] <= len(self._nodes) else None
         reason = str(error).strip().split("\n")[0]
@@ -216,7 +82,7 @@ class _Source:
     def _constant(self, node: fx.Node) -> None:
         value = self._graph.value(node)
         if not isinstance(value, torch.Tensor):
-            raise _refused(node, "it is the sub-graph of a control-flow operator")
+            raise _refused(next(iter(node.users)), "it is control flow")
         name = f"c{len(self._names)}"
         self.holder.register_buffer(name, value.detach().clone())
         self._write(node, f"    {self._name(node)} = self.{name}")
@@ -256,8 +122,7 @@ class _Source:
             is_typed = wanted and "number" not in wanted
             return f"torch.jit.annotate({wanted}, [{text}])" if is_typed else f"[{text}]"
         is_number = isinstance(value, (bool, int, float, complex))
-        is_bool = isinstance(value, bool)  # TorchScript would make a number of it
-        if is_number and "Tensor" in wanted and (is_bool or not _takes_numbers(target)):
+        if is_number and target and _needs_tensor(target, wanted, isinstance(value, bool)):
             return _number_as_tensor(node, value)
         if is_number and wanted in ("float", "Optional[float]"):
             value = float(value)
@@ -280,10 +145,16 @@ def _literal(node: fx.Node, value: Any) -> str:
     raise _refused(node, f"TorchScript has no form of the argument {value!r}")
 
 
-def _takes_numbers(target: OpOverload) -> bool:
-    """Whether an operator that takes a tensor has a form that takes a number in its place."""
-    names = torch._C._jit_get_schemas_for_operator(target._schema.name)
-    return any("Scalar" in schema.overload_name for schema in names)
+def _needs_tensor(target: OpOverload, wanted: str, is_bool: bool) -> bool:
+    """Whether a number must be written as a tensor.
+
+    So where no form of the operator takes a number, and for a bool, which would count as integer.
+    """
+    schemas = torch._C._jit_get_schemas_for_operator(target._schema.name)
+    forms = {schema.overload_name for schema in schemas}
+    if "Tensor" in wanted:
+        return is_bool or not any("Scalar" in form for form in forms)
+    return is_bool and "Scalar" in target._overloadname and "Tensor" in forms
 
 
 def _number_as_tensor(node: fx.Node, value: Any) -> str:
@@ -327,14 +198,15 @@ def _storages(value: Any) -> set[int]:
 
 
 def _refused(node: fx.Node, reason: str) -> LoweringError:
-    where = node.meta.get("source") or "an unknown line"
+    around = (node, *node.all_input_nodes, *node.users)
+    where = next((n.meta["source"] for n in around if n.meta.get("source")), "an unknown line")
     return LoweringError(
         f"The backend 'torchscript' cannot express '{node.name}' = {node.target} (from {where}): "
         f"{reason}. Use backend='eager', or backend='onnx'."
     )
 
 
-# -- symbolic sizes and checks ----------------------------------------------------------------------
+# -- symbolic sizes and checks --------------------------------------------------------------------
 
 
 def _as_number(node: fx.Node, text: str) -> str:
