@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
-from fxopt.dynamic import make_dynamic
+from fxopt.dynamic import conditions, make_dynamic
 from fxopt.errors import CaptureError
 from fxopt.graph_module import GraphInfo, GraphModule
 from fxopt.inputs import (
@@ -61,11 +61,11 @@ def capture(
     else:
         model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
         check_ready(model)
-        inputs, shapes = bind_inputs(model, example_inputs), None
-        if dynamic_shapes is not None:
-            inputs, shapes = _dynamic(model, inputs, dynamic_shapes)
-        program = _export(model, inputs, shapes)
-        graph = _from_program(program, model, inputs)
+        given = bind_inputs(model, example_inputs)
+        inputs, shapes = _dynamic(model, given, dynamic_shapes)
+        graph = _from_program(_export(model, inputs, shapes), model, inputs)
+        if shapes is not None:
+            _admit(graph, model, given)
     graph.info.capture_seconds = time.perf_counter() - started
     return graph
 
@@ -126,10 +126,44 @@ def _path_text(path: Any) -> str:
 
 
 def _dynamic(model: torch.nn.Module, inputs: Inputs, given: Any) -> tuple[Inputs, Any]:
+    if given is None:
+        return inputs, None
     bound = forward_signature(model).bind(*inputs.args, **inputs.kwargs)
     arguments, shapes = make_dynamic(bound.signature, bound.arguments, given)
     bound.arguments.update(arguments)
     return Inputs(bound.args, bound.kwargs), shapes
+
+
+def _admit(graph: GraphModule, model: torch.nn.Module, given: Inputs) -> None:
+    """Let sizes of 0 and 1 in that the user's examples have, if the graph computes what they give.
+
+    The model may ask `if batch == 1`, and a graph knows one answer. Often both come to the same.
+    """
+    signature = graph.info.signature
+    assert signature is not None
+    flat = signature.flatten(given.args, given.kwargs)
+    wider = signature.admitting(flat)
+    if wider is signature:
+        return
+    with torch.no_grad(), evaluation(model), _quiet():
+        try:
+            expected = pytree.tree_leaves(_try(model, given))
+            found = pytree.tree_leaves(wider.output.unflatten(graph.copy().run(*map_tensors(flat, torch.clone))))
+        except Exception as error:
+            log.debug("the graph stays closed to sizes 0 and 1: %s", error)
+            return
+    if len(found) == len(expected) and all(map(_agree, found, expected)):
+        graph.info.signature = wider
+
+
+def _agree(found: Any, expected: Any) -> bool:
+    if not isinstance(found, torch.Tensor) or not isinstance(expected, torch.Tensor):
+        return bool(found == expected)
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return False
+    if not (found.is_floating_point() or found.is_complex()):
+        return torch.equal(found, expected)
+    return torch.allclose(found, expected, rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
 # -- torch.export ---------------------------------------------------------------------------------------
@@ -447,11 +481,11 @@ class _Translation:
         leaves: list[TensorLeaf | ConstantLeaf] = []
         for (path, value), node in zip(paths, user, strict=True):
             leaves.append(_leaf(_path_text(path), value, node))
+        guards, small = conditions(self.mode, leaves)
         ranges = {
-            str(symbol): (int(bounds.lower), _upper(bounds.upper))
+            str(symbol): (0 if symbol in small else int(bounds.lower), _upper(bounds.upper))
             for symbol, bounds in self.program.range_constraints.items()
         }
-        guards = _guards(self.mode, leaves)
         return Signature(parameters, tuple(arguments), spec, tuple(leaves), output, ranges, guards)
 
 
@@ -483,18 +517,6 @@ def _leaf(name: str, value: Any, node: fx.Node | None) -> TensorLeaf | ConstantL
         return TensorLeaf(name, (), None, None, fake.node.expr)
     shape = tuple(s if isinstance(s, int) else s.node.expr for s in fake.shape)
     return TensorLeaf(name, shape, fake.dtype, fake.device)
-
-
-def _guards(mode: Any, leaves: list[TensorLeaf | ConstantLeaf]) -> tuple[Any, ...]:
-    """Return the conditions on the inputs' symbolic sizes that held when the model was traced."""
-    env = getattr(mode, "shape_env", None)
-    if env is None:
-        return ()
-    tensors = [leaf for leaf in leaves if isinstance(leaf, TensorLeaf)]
-    sizes = [size for leaf in tensors for size in (*leaf.shape, leaf.symbol)]
-    known = set().union(*(getattr(size, "free_symbols", ()) for size in sizes))
-    conditions = dict.fromkeys(guard.expr for guard in env.guards)
-    return tuple(c for c in conditions if c.free_symbols and c.free_symbols <= known)
 
 
 def _upper(bound: Any) -> int | None:

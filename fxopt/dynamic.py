@@ -1,4 +1,4 @@
-"""Dynamic shapes: what the user wrote, checked, and in the form that torch.export takes.
+"""Dynamic shapes: what the user wrote, in the form that torch.export takes; what came out of it.
 
 A dimension is named by a string, True, a `torch.export.Dim` or a hint like `Dim.DYNAMIC`. One whose
 example is 0 or 1 gets an example of 2, since torch.export fixes those sizes.
@@ -9,14 +9,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
+import sympy
 import torch
 from torch.export import Dim
 from torch.utils import _pytree as pytree
 
 from fxopt.errors import CaptureError
 
+_TORCH = str(Path(torch.__file__).parent)
+_TORCH_NN = str(Path(torch.nn.__file__).parent)
 _FORMS = (
     "Write {'x': {0: 'batch'}}, or {0: 'batch'} for every tensor, or what torch.export.export takes."
 )
@@ -281,6 +285,46 @@ def _resized(value: Any, axis: int, size: int) -> Any:
         return value.new_zeros(shape)
     rows = torch.arange(size, device=value.device) % value.shape[axis]
     return value.detach().index_select(axis, rows)
+
+
+def conditions(mode: Any, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], set[Any]]:
+    """Return what must hold of the inputs' sizes, and the sizes that may be 0 or 1 after all.
+
+    A condition is a branch that was taken while the model was traced. Those that only tell 0 and 1
+    from larger sizes, inside PyTorch's own shape functions, are not the model's: an operator looks
+    at the sizes again when it runs.
+    """
+    env = getattr(mode, "shape_env", None)
+    if env is None:
+        return (), set()
+    sizes = [size for leaf in leaves if hasattr(leaf, "shape") for size in (*leaf.shape, leaf.symbol)]
+    known = set().union(*(getattr(size, "free_symbols", ()) for size in sizes))
+    kept: dict[Any, None] = {}
+    small: set[Any] = set()
+    for guard in env.guards:
+        if _is_about_small_sizes(guard.expr) and _is_internal(guard.sloc):
+            small |= guard.expr.free_symbols
+        elif guard.expr.free_symbols and guard.expr.free_symbols <= known:
+            kept[guard.expr] = None
+    return tuple(kept), small
+
+
+def _is_about_small_sizes(condition: Any) -> bool:
+    """Whether a condition sets small sizes apart: it is no equation, and holds for larger ones."""
+    if isinstance(condition, sympy.Eq) or not isinstance(condition, sympy.core.relational.Relational):
+        return False
+    larger = (dict.fromkeys(condition.free_symbols, size) for size in (2, 3, 5, 64))
+    return any(side in (0, 1, 2) for side in condition.args) or all(
+        condition.subs(sizes) == sympy.true for sizes in larger
+    )
+
+
+def _is_internal(place: Any) -> bool:
+    """Whether a branch stands in PyTorch's operators, not in the user's code nor in torch.nn."""
+    file = getattr(place.framework_loc, "filename", None)
+    if file is None or place.maybe_user_loc is not None:
+        return False
+    return file.startswith(_TORCH) and not file.startswith(_TORCH_NN)
 
 
 def _names(names: Any) -> str:

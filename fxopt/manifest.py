@@ -43,16 +43,6 @@ class Manifest:
     verifications: tuple[Mapping[str, Any], ...] = ()  # what, error, bound
 
 
-class Unsaved:
-    """Stands for a default that has no JSON form: the call must leave that argument out."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-
-    def __repr__(self) -> str:
-        return self.text
-
-
 def write_manifest(signature: Signature, backend: Backend, story: Story | None) -> str:
     """Return the manifest of a compiled model.
 
@@ -148,13 +138,8 @@ def _plain(value: Any) -> Any:
     try:
         encode(value)
     except ArtefactError:
-        return _text(value)
+        return plain_text(value)
     return value
-
-
-def _text(value: Any) -> str:
-    """Return a value's text without its address, which differs from run to run."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))[:500]
 
 
 def _step(step: Any) -> dict[str, Any]:
@@ -170,136 +155,3 @@ def _read_step(step: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_verification(one: Mapping[str, Any]) -> dict[str, Any]:
     return {**one, "error": decode(one["error"]), "bound": decode(one["bound"])}
-
-
-# -- the call signature -------------------------------------------------------------------------
-
-
-def encode_signature(signature: Signature) -> dict[str, Any]:
-    """Return a call signature as JSON; raise ArtefactError for values that cannot be saved."""
-    sizes = [size for leaf in signature.tensors for size in (*leaf.shape, leaf.symbol)]
-    symbols = {s for size in sizes if isinstance(size, sympy.Expr) for s in size.free_symbols}
-    return {
-        "symbols": sorted([str(s), bool(s.is_positive)] for s in symbols),
-        "parameters": [_parameter(p) for p in signature.parameters.parameters.values()],
-        "names": list(signature.names),
-        "spec": encode_spec(signature.spec),
-        "leaves": [_leaf(leaf) for leaf in signature.leaves],
-        "output": {
-            "spec": encode_spec(signature.output.spec),
-            "leaves": [
-                leaf if isinstance(leaf, int) else _leaf(leaf) for leaf in signature.output.leaves
-            ],
-            "integers": sorted(signature.output.integers),
-        },
-        "ranges": {name: list(bounds) for name, bounds in signature.ranges.items()},
-    }
-
-
-def decode_signature(
-    written: Mapping[str, Any], symbols: Mapping[str, sympy.Symbol] | None = None
-) -> Signature:
-    """Return the signature; `symbols` gives those of a graph that was read beside it."""
-    if symbols is None:
-        symbols = {
-            str(name): sympy.Symbol(str(name), integer=True, positive=True if positive else None)
-            for name, positive in written["symbols"]
-        }
-    output = written["output"]
-    leaves = tuple(
-        leaf if type(leaf) is int else _read_leaf(leaf, {}) for leaf in output["leaves"]
-    )
-    if any(isinstance(leaf, TensorLeaf) for leaf in leaves):
-        raise malformed("the structure of the outputs")
-    structure = Structure(
-        decode_spec(output["spec"]), leaves, frozenset(map(int, output["integers"]))  # type: ignore[arg-type]
-    )
-    signature = Signature(
-        parameters=inspect.Signature([_read_parameter(p) for p in written["parameters"]]),
-        names=tuple(map(str, written["names"])),
-        spec=decode_spec(written["spec"]),
-        leaves=tuple(_read_leaf(leaf, symbols) for leaf in written["leaves"]),
-        output=structure,
-        ranges={
-            str(symbols.get(name, name)): (int(low), None if high is None else int(high))
-            for name, (low, high) in written["ranges"].items()
-        },
-    )
-    _check_counts(signature)
-    return signature
-
-
-def _check_counts(signature: Signature) -> None:
-    spec, output = signature.spec, signature.output
-    named = spec.type is dict and list(spec.context) == list(signature.names)
-    known = set(signature.names) <= set(signature.parameters.parameters)
-    if not (named and known and spec.num_leaves == len(signature.leaves)):
-        raise malformed("the structure of the inputs")
-    if output.spec.num_leaves != len(output.leaves):
-        raise malformed("the structure of the outputs")
-
-
-def _parameter(parameter: inspect.Parameter) -> dict[str, Any]:
-    written: dict[str, Any] = {"name": parameter.name, "kind": parameter.kind.name}
-    if parameter.default is not parameter.empty:
-        try:
-            written["default"] = encode(parameter.default)
-        except ArtefactError:
-            written["unsaved"] = _text(parameter.default)
-    return written
-
-
-def _read_parameter(written: Mapping[str, Any]) -> inspect.Parameter:
-    default: Any = inspect.Parameter.empty
-    if "default" in written:
-        default = decode(written["default"])
-    elif "unsaved" in written:
-        default = Unsaved(str(written["unsaved"]))
-    kinds = {kind.name: kind for kind in inspect._ParameterKind}
-    return inspect.Parameter(written["name"], kinds[written["kind"]], default=default)
-
-
-def _leaf(leaf: TensorLeaf | ConstantLeaf) -> dict[str, Any]:
-    if isinstance(leaf, ConstantLeaf):
-        try:
-            return {"path": leaf.path, "value": encode(leaf.value)}
-        except ArtefactError as error:
-            raise ArtefactError(f"'{leaf.path}' of the model's call: {error}") from None
-    return {
-        "path": leaf.path,
-        "shape": [write_size(size) for size in leaf.shape],
-        "dtype": None if leaf.dtype is None else dtype_name(leaf.dtype),
-        "device": None if leaf.device is None else str(leaf.device),
-        "symbol": None if leaf.symbol is None else write_size(leaf.symbol),
-    }
-
-
-def _read_leaf(
-    written: Mapping[str, Any], symbols: Mapping[str, sympy.Symbol]
-) -> TensorLeaf | ConstantLeaf:
-    path = str(written["path"])
-    if "value" in written:
-        return ConstantLeaf(path, decode(written["value"]))
-    dtype, device, symbol = written["dtype"], written["device"], written["symbol"]
-    return TensorLeaf(
-        path,
-        tuple(read_size(size, symbols) for size in written["shape"]),
-        None if dtype is None else DTYPES[dtype],
-        None if device is None else torch.device(device),
-        None if symbol is None else sympy.sympify(read_size(symbol, symbols)),
-    )
-
-
-def write_size(size: Dim) -> int | str:
-    """Return a size as JSON: an integer, or the text of an expression."""
-    if isinstance(size, int):
-        return int(size)
-    return int(size) if size.is_Integer else expressions.write(size)
-
-
-def read_size(written: Any, symbols: Mapping[str, sympy.Symbol]) -> Dim:
-    """Return the size that `write_size` wrote."""
-    if type(written) is int:
-        return written
-    found = expressions.parse(written, symbols)
-    return int(found) if found.is_Integer else found

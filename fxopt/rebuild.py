@@ -48,12 +48,8 @@ def rebuild(
     """
     sizes = _Sizes(content["symbols"])
     constants = read_constants(content["constants"], tensors)
-    graph = _graph(content["graph"], sizes, constants, "")
-    for flags in content["constants"]:
-        name = _constant_name(flags["name"])
-        if graph.has_constant(name):
-            raise ArtefactError(f"The constant '{name}' cannot have that name.")
-        graph.set_constant(name, constants[name], persistent=bool(flags["persistent"]))
+    persistent = {_constant_name(c["name"]): c["persistent"] is True for c in content["constants"]}
+    graph = _Builder(sizes, constants, persistent).graph(content["graph"], "")
     name, signature = content["name"], content["signature"]
     info = graph.info
     info.model_name = name if isinstance(name, str) and name.isidentifier() else "model"
@@ -61,10 +57,11 @@ def rebuild(
     info.example_inputs = tuple(
         read_example(index, one, examples) for index, one in enumerate(content["examples"])
     )
-    info.sources, info.state = frozenset(content["sources"]), frozenset(content["state"])
-    info.ties = {name: tuple(names) for name, names in content["ties"].items()}
-    info.regularizers = tuple(content["regularizers"])
-    info.recipes = [_lost_recipe(str(name), sources) for name, sources in content["recipes"]]
+    info.sources = frozenset(_words(content["sources"]))
+    info.state = frozenset(_words(content["state"]))
+    info.ties = {name: _words(names) for name, names in content["ties"].items()}
+    info.regularizers = _words(content["regularizers"])
+    info.recipes = [_lost_recipe(str(name), _words(of)) for name, of in content["recipes"]]
     graph.train_mode(content["training"] is True)
     _check(graph)
     return graph
@@ -86,7 +83,13 @@ def _check(graph: GraphModule) -> None:
         raise malformed("the example inputs")
 
 
-def _lost_recipe(name: str, sources: list[str]) -> Recipe:
+def _words(written: Any) -> tuple[str, ...]:
+    if not isinstance(written, list) or not all(isinstance(word, str) for word in written):
+        raise malformed("a list of names")
+    return tuple(written)
+
+
+def _lost_recipe(name: str, sources: tuple[str, ...]) -> Recipe:
     """A recipe whose computation was not saved; replaying it says so."""
 
     def compute(*_: torch.Tensor) -> torch.Tensor:
@@ -95,7 +98,7 @@ def _lost_recipe(name: str, sources: list[str]) -> Recipe:
             "how. Compile the model again with the new weights."
         )
 
-    return Recipe(name, tuple(map(str, sources)), compute)
+    return Recipe(name, sources, compute)
 
 
 # -- symbolic sizes -------------------------------------------------------------------------------
@@ -116,16 +119,19 @@ class _Sizes:
         name, hint = one["name"], one["hint"]
         if not isinstance(name, str) or not _SYMBOL_NAME.fullmatch(name) or name in self.symbols:
             raise malformed("a symbolic size")
+        numbers = [one[key] for key in ("hint", "low", "high") if one[key] is not None]
+        if any(type(number) is not int or abs(number) > 2**63 for number in numbers):
+            raise malformed("the range of a symbolic size")
         if hint is None:
             with self.env.ignore_fresh_unbacked_symbols():
                 symbol = self.env.create_unbacked_symint().node.expr
         else:
             symbol = self.env.create_symbol(
-                int(hint), ConstantSource(name), DimDynamic.DYNAMIC,
+                hint, ConstantSource(name), DimDynamic.DYNAMIC,
                 positive=True if one["positive"] else None, do_not_specialize_zero_one=True,
             )  # fmt: skip
-        low = -int_oo if one["low"] is None else int(one["low"])
-        high = int_oo if one["high"] is None else int(one["high"])
+        low = -int_oo if one["low"] is None else one["low"]
+        high = int_oo if one["high"] is None else one["high"]
         bounds = ValueRanges(low, high) & self.env.var_to_range[symbol]
         if hint is not None and hint not in bounds:
             raise malformed("the range of a symbolic size")
@@ -164,91 +170,106 @@ class _Sizes:
 # -- nodes ----------------------------------------------------------------------------------------
 
 
-def _graph(
-    written: Mapping[str, Any], sizes: _Sizes, constants: Mapping[str, torch.Tensor], prefix: str
-) -> GraphModule:
-    """Return one graph whose constants stand under `prefix`; the caller registers them."""
-    result = GraphModule(torch.nn.Module(), fx.Graph())
-    result.meta["fxopt"] = GraphInfo(
-        None, sizes.mode, mutated=frozenset(written["mutated"]), shares_storage=False
-    )
-    subgraphs = {}
-    for name, inner in written["subgraphs"].items():
-        subgraphs[_constant_name(name)] = _graph(inner, sizes, constants, f"{prefix}{name}.")
-        if result.has_constant(name):
-            raise malformed(f"the sub-graph '{name:.100}'")
-        result.set_constant(name, subgraphs[name])
-    if len(written["nodes"]) > _MOST_NODES:
-        raise malformed(f"a graph of more than {_MOST_NODES} nodes")
-    graph = fx.Graph()
-    nodes: dict[str, fx.Node] = {}
-    for one in written["nodes"]:
-        name = one["name"]
-        if not _is_name(name) or name in nodes:
-            raise malformed("the name of a node")
-        node = _node(one, graph, nodes, sizes, subgraphs, constants, prefix)
-        node.meta.update(_meta(one.get("meta", {})))
-        nodes[name] = node
-    if not nodes or node.op != "output":
-        raise malformed("a graph without an output")
-    result.graph = graph
-    return result
+class _Builder:
+    """Builds the graph and its sub-graphs, node by node."""
 
+    def __init__(
+        self, sizes: _Sizes, constants: Mapping[str, torch.Tensor], persistent: Mapping[str, bool]
+    ) -> None:
+        self._sizes = sizes
+        self._constants = constants
+        self._persistent = persistent
 
-def _node(
-    one: Mapping[str, Any],
-    graph: fx.Graph,
-    nodes: Mapping[str, fx.Node],
-    sizes: _Sizes,
-    subgraphs: Mapping[str, GraphModule],
-    constants: Mapping[str, torch.Tensor],
-    prefix: str,
-) -> fx.Node:
-    op, name = one["op"], one["name"]
-    if op == "placeholder":
-        node = graph.create_node("placeholder", name, name=name)
-        node.meta["val"] = sizes.value(one["val"])
-    elif op == "get_attr":
-        target = _constant_name(one["target"])
-        node = graph.create_node("get_attr", target, name=name)
-        if target not in subgraphs:
-            if prefix + target not in constants:
-                raise ArtefactError(f"The constant '{target}' is missing: the file is damaged.")
-            node.meta["val"] = fake_of(constants[prefix + target], sizes.mode)
-    elif op == "output":
-        node = graph.create_node("output", "output", decode(one["args"], nodes), name=name)
-    elif op == "call_function":
-        node = _call(one, graph, nodes, sizes)
-    else:
-        raise malformed(f"a node of the kind '{op!s:.40}'")
-    return node
+    def graph(self, written: Mapping[str, Any], prefix: str) -> GraphModule:
+        """Return one graph, whose constants are those under `prefix`."""
+        subgraphs = {
+            _constant_name(name): self.graph(inner, f"{prefix}{name}.")
+            for name, inner in written["subgraphs"].items()
+        }
+        if len(written["nodes"]) > _MOST_NODES:
+            raise malformed(f"a graph of more than {_MOST_NODES} nodes")
+        graph = fx.Graph()
+        nodes: dict[str, fx.Node] = {}
+        for one in written["nodes"]:
+            name = one["name"]
+            if not _is_name(name) or name in nodes:
+                raise malformed("the name of a node")
+            nodes[name] = node = self._node(one, graph, nodes, prefix, subgraphs)
+            node.meta.update(_meta(one.get("meta", {})))
+        if not nodes or node.op != "output":
+            raise malformed("a graph without an output")
+        result = GraphModule(torch.nn.Module(), fx.Graph())
+        result.meta["fxopt"] = GraphInfo(
+            None, self._sizes.mode, mutated=frozenset(_words(written["mutated"])),
+            shares_storage=False,
+        )  # fmt: skip
+        self._register(result, prefix, subgraphs)
+        result.graph = graph
+        return result
 
+    def _register(
+        self, graph: GraphModule, prefix: str, subgraphs: Mapping[str, GraphModule]
+    ) -> None:
+        inner = tuple(f"{prefix}{name}." for name in subgraphs)
+        for name, tensor in self._constants.items():
+            if name.startswith(prefix) and not name.startswith(inner):
+                own = _free_name(graph, name.removeprefix(prefix))
+                graph.set_constant(own, tensor, persistent=self._persistent[name])
+        for name, subgraph in subgraphs.items():
+            graph.set_constant(_free_name(graph, name), subgraph)
 
-def _call(
-    one: Mapping[str, Any], graph: fx.Graph, nodes: Mapping[str, fx.Node], sizes: _Sizes
-) -> fx.Node:
-    target = operators.resolve(one["target"])
-    args = decode(one["args"], nodes)
-    kwargs = {name: decode(value, nodes) for name, value in one["kwargs"].items()}
-    if not isinstance(args, tuple) or not all(map(_is_name, kwargs)):
-        raise malformed("the arguments of a node")
-    operators.check_arguments(target, args, kwargs)
-    node = graph.create_node("call_function", target, args, kwargs, name=one["name"])
-    if "val" in one:
-        node.meta["val"] = value = sizes.value(one["val"])
-        is_told = isinstance(target, HigherOrderOperator) or value is None
-        if not (is_told or _depends_on_data(value)):
-            raise malformed("the value of a node")
-    else:
+    def _node(
+        self,
+        one: Mapping[str, Any],
+        graph: fx.Graph,
+        nodes: Mapping[str, fx.Node],
+        prefix: str,
+        subgraphs: Mapping[str, GraphModule],
+    ) -> fx.Node:
+        op, name = one["op"], one["name"]
+        if op == "placeholder":
+            node = graph.create_node("placeholder", name, name=name)
+            node.meta["val"] = self._sizes.value(one["val"])
+        elif op == "get_attr":
+            target = _constant_name(one["target"])
+            node = graph.create_node("get_attr", target, name=name)
+            if target not in subgraphs:
+                if prefix + target not in self._constants:
+                    raise ArtefactError(f"The constant '{target}' is missing: the file is damaged.")
+                node.meta["val"] = fake_of(self._constants[prefix + target], self._sizes.mode)
+        elif op == "output":
+            node = graph.create_node("output", "output", decode(one["args"], nodes), name=name)
+        elif op == "call_function":
+            node = self._call(one, graph, nodes)
+        else:
+            raise malformed(f"a node of the kind '{op!s:.40}'")
+        return node
+
+    def _call(
+        self, one: Mapping[str, Any], graph: fx.Graph, nodes: Mapping[str, fx.Node]
+    ) -> fx.Node:
+        target = operators.resolve(one["target"])
+        args = decode(one["args"], nodes)
+        kwargs = {name: decode(value, nodes) for name, value in one["kwargs"].items()}
+        if not isinstance(args, tuple) or not all(map(_is_name, kwargs)):
+            raise malformed("the arguments of a node")
+        operators.check_arguments(target, args, kwargs)
+        node = graph.create_node("call_function", target, args, kwargs, name=one["name"])
+        if "val" in one:
+            node.meta["val"] = value = self._sizes.value(one["val"])
+            is_told = isinstance(target, HigherOrderOperator) or value is None
+            if not (is_told or _depends_on_data(value)):
+                raise malformed("the value of a node")
+            return node
         try:
-            with sizes.env.ignore_fresh_unbacked_symbols():
-                node.meta["val"] = infer(target, node.args, node.kwargs, sizes.mode)
+            with self._sizes.env.ignore_fresh_unbacked_symbols():
+                node.meta["val"] = infer(target, node.args, node.kwargs, self._sizes.mode)
         except Exception as error:  # an operator refuses wrong arguments in its own way
             raise ArtefactError(
                 f"The call '{one['name']}' of {one['target']} is not possible: {error!s:.300} "
                 "The file is damaged."
             ) from error
-    return node
+        return node
 
 
 def _depends_on_data(value: Any) -> bool:
@@ -275,4 +296,10 @@ def _constant_name(name: Any) -> str:
     """Return a dotted name; it becomes part of the graph's code, so nothing may end a string."""
     if not isinstance(name, str) or len(name) > 1000 or not _CONSTANT_NAME.fullmatch(name):
         raise ArtefactError(f"A constant has the name {name!r:.100}, which is refused.")
+    return name
+
+
+def _free_name(graph: GraphModule, name: str) -> str:
+    if graph.has_constant(name):
+        raise ArtefactError(f"The constant '{name}' cannot have that name.")
     return name

@@ -225,7 +225,7 @@ def rule(*patterns: Callable[..., Any]) -> Callable[[Callable[..., Any]], Rule]:
 
 
 def _same_call(a: fx.Node, b: fx.Node) -> bool:
-    return a is b or (a.target, a.args, a.kwargs) == (b.target, b.args, b.kwargs)
+    return (a.target, a.args, a.kwargs) == (b.target, b.args, b.kwargs)
 
 
 def _type_obstacle(root: fx.Node, new: fx.Node) -> str | None:

@@ -209,6 +209,28 @@ class Signature:
             f"{expected} (shape ({shape})). Compile again with such example_inputs{advice}."
         )
 
+    def admitting(self, flat: Sequence[Any]) -> Signature:
+        """Return a signature that allows the sizes of `flat`, too, where they are 0 or 1; or self."""
+        sizes: dict[Any, int] = {}
+        for leaf, value in zip(self.tensors, flat, strict=True):
+            actual = (*value.shape, None) if isinstance(value, torch.Tensor) else (value,)
+            for symbol, size in zip((*leaf.shape, leaf.symbol), actual, strict=True):
+                if isinstance(symbol, sympy.Symbol):
+                    sizes.setdefault(symbol, size)
+        small = {str(symbol): size for symbol, size in sizes.items() if size < 2}
+        ranges = {
+            name: (min(low, small.get(name, low)), high) for name, (low, high) in self.ranges.items()
+        }
+        guards = tuple(
+            guard for guard in self.guards
+            if guard.subs(sizes) != sympy.false or not {str(s) for s in guard.free_symbols} & small.keys()
+        )
+        if ranges == self.ranges and guards == self.guards:
+            return self
+        return Signature(
+            self.parameters, self.names, self.spec, self.leaves, self.output, ranges, guards
+        )
+
     def moved(self, move: Callable[[Any], Any]) -> Signature:
         """Return this signature with `move` applied to every dtype and device."""
         leaves = tuple(

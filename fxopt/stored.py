@@ -28,7 +28,8 @@ def constants_of(graph: GraphModule) -> tuple[list[dict[str, Any]], dict[str, to
     tensors: dict[str, torch.Tensor] = {}
     objects: dict[int, str] = {}
     memory: dict[Any, str] = {}
-    for name, tensor in sorted(graph.constants().items()):
+    for name, tensor in graph.constants().items():  # in their order: an optimizer counts on it
+        _check_storable(name, tensor)
         place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
         same = objects.setdefault(id(tensor), name)
         first = memory.setdefault(place, name) if tensor.numel() else same
@@ -48,12 +49,15 @@ def constants_of(graph: GraphModule) -> tuple[list[dict[str, Any]], dict[str, to
     return flags, tensors
 
 
-def _storable(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor's bytes, in the order of its memory, in a dtype that safetensors has."""
+def _check_storable(name: str, tensor: torch.Tensor) -> None:
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer):
         raise _cannot_store(name, f"a {type(tensor).__name__}")
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
         raise _cannot_store(name, f"{tensor.layout}, {tensor.dtype} on {tensor.device}")
+
+
+def _storable(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor's bytes, in the order of its memory, in a dtype that safetensors has."""
     data = tensor.detach().resolve_conj().resolve_neg().permute(_order(tensor))
     if data.is_complex():
         return torch.view_as_real(data)
@@ -95,6 +99,7 @@ def examples_of(
             "device": str(value.device), "order": _order(value), "range": _range(value),
         })  # fmt: skip
         if with_values:
+            _check_storable(f"example input {index}", value)
             values[str(index)] = _storable(f"example input {index}", value)
     return described, values
 

@@ -47,7 +47,7 @@ def round_trip(graph: GraphModule, path: Path) -> GraphModule:
     return loaded
 
 
-# -- what comes back --------------------------------------------------------------------------------
+# -- what comes back -------------------------------------------------------------------------------
 
 
 def test_a_graph_comes_back_whole(path: Path) -> None:
@@ -97,15 +97,16 @@ class Casts(nn.Module):
         self.register_buffer("scalar", torch.tensor(3.5))
         self.register_buffer("empty", torch.empty(0, 3))
         self.register_buffer("transposed", torch.arange(6.0).view(2, 3).t())
-        self.register_buffer("images", torch.randn(1, 2, 3, 3).to(memory_format=torch.channels_last))
+        images = torch.randn(1, 2, 3, 3).to(memory_format=torch.channels_last)
+        self.register_buffer("images", images)
         self.register_buffer("expanded", torch.tensor([1.0, 2.0]).expand(3, 2))
         self.register_buffer("conjugated", torch.tensor([1 + 2j]).conj())
         self.register_buffer("hidden", torch.ones(1), persistent=False)
         self.odd = nn.Parameter(torch.ones(2, dtype=torch.float64), requires_grad=False)
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        return [x, *(buffer * 1 for name, buffer in self.named_buffers() if not _is_float8(buffer)),
-                self.odd + 1, *(b.to(torch.float32) for b in self.buffers() if _is_float8(b))]  # fmt: skip
+        wide = [b.to(torch.float32) if _is_float8(b) else b * 1 for b in self.buffers()]
+        return [x, self.odd + 1, *wide]
 
 
 def _is_float8(tensor: torch.Tensor) -> bool:
@@ -152,12 +153,12 @@ class Tied(nn.Module):
 def test_tied_weights_are_stored_once_and_stay_tied(path: Path) -> None:
     model, ids = Tied(), torch.tensor([[1, 2]])
     graph = capture(model, ids)
-    weight = graph.constant("embedding.weight")
+    ((name, weight),) = graph.constants().items()
     graph.set_constant("another", weight)
     graph.set_constant("view", weight.detach())
     loaded = round_trip(graph, path)
     assert path.stat().st_size < 1.6 * weight.numel() * 4 + 6000
-    assert loaded.constant("another") is loaded.constant("embedding.weight")
+    assert loaded.constant("another") is loaded.constant(name)
     assert loaded.constant("view").data_ptr() == loaded.constant("another").data_ptr()
     assert torch.equal(loaded(ids), model(ids)) and loaded.info.ties == graph.info.ties
 
@@ -179,7 +180,8 @@ def test_dynamic_sizes_come_back(path: Path) -> None:
     assert signature is not None
     sizes = {s for leaf in signature.tensors for s in (*leaf.shape, leaf.symbol) if s is not None}
     known = {str(s) for s in loaded.info.fake_mode.shape_env.backed_var_to_val}
-    assert {str(s) for s in sizes if not isinstance(s, int)} == known == set(signature.ranges)
+    assert signature.guards == tuple(g for g in signature.guards if g.free_symbols <= sizes)
+    assert {str(s) for s in sizes if not isinstance(s, int)} == known <= set(signature.ranges)
     for one in (loaded, fxopt.lower(fxopt.optimize(loaded))):
         for rows, n in ((6, 7), (9, 3), (2, 5)):
             x = torch.randn(rows, 4)
@@ -244,7 +246,7 @@ def test_example_inputs_are_made_up_within_the_range_of_the_originals(path: Path
     ids, mask, x = loaded.info.example_inputs
     assert ids.shape == (1, 3) and 3 <= ids.min() and ids.max() <= 8 and ids.dtype == torch.int64
     assert mask.all() and mask.dtype is torch.bool
-    assert secret.min() <= x.min() and x.max() <= secret.max() and not torch.equal(x, secret)
+    assert x.min() >= secret.min() and x.max() <= secret.max() and not torch.equal(x, secret)
     assert torch.isfinite(loaded(*loaded.info.example_inputs)).all()
 
 
@@ -266,7 +268,7 @@ def test_the_same_graph_gives_the_same_bytes(path: Path, tmp_path: Path) -> None
     assert path.read_bytes() == (tmp_path / "other.fxopt").read_bytes()
 
 
-# -- pickle and deepcopy ------------------------------------------------------------------------------
+# -- pickle and deepcopy ---------------------------------------------------------------------------
 
 
 def saved(graph: GraphModule) -> GraphModule:
@@ -318,7 +320,7 @@ def test_bytes_without_examples_hold_no_example() -> None:
     assert not torch.equal(found.info.example_inputs[0], graph.info.example_inputs[0])
 
 
-# -- files that are damaged ---------------------------------------------------------------------------
+# -- files that are damaged ------------------------------------------------------------------------
 
 
 def members(path: Path) -> dict[str, bytes]:
@@ -369,7 +371,7 @@ def test_a_flipped_bit_is_refused_or_does_no_harm(whole: bytes, path: Path) -> N
 @pytest.mark.parametrize("name", [MANIFEST, GRAPH, CONSTANTS])
 def test_a_damaged_part_is_named(whole: bytes, path: Path, name: str) -> None:
     content = bytearray(whole)
-    content[whole.index(members(path)[name]) + 20] ^= 1
+    content[whole.index(members(path)[name]) + 5] ^= 1
     path.write_bytes(content)
     with pytest.raises(ArtefactError, match=rf"part '{name}' is damaged"):
         read_artefact(path)
@@ -404,7 +406,7 @@ def test_bytes_that_are_no_graph_are_refused() -> None:
             graph_from_bytes(content)
 
 
-# -- files that are malicious ---------------------------------------------------------------------------
+# -- files that are malicious ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [

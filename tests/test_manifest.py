@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import sympy
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
+from torch.utils._sympy.functions import Mod
 
 import fxopt
 from fxopt.backends import Eager
@@ -152,6 +154,30 @@ def test_dynamic_sizes_keep_their_ranges_and_ties() -> None:
         for one in (before, after):
             with pytest.raises(ShapeError):
                 one.check([torch.ones(x, 3), torch.ones(y, 3)])
+
+
+def test_conditions_on_sizes_are_kept() -> None:
+    signature = signature_of(nn.ReLU(), torch.ones(4, 3), dynamic_shapes={0: "rows", 1: "columns"})
+    rows, columns = signature.tensors[0].shape
+    guards = (
+        sympy.Ne(rows, 7), sympy.Eq(Mod(rows, 2), 0), rows < columns + 9,
+        sympy.Or(rows > 2, sympy.And(columns >= 3, sympy.Not(sympy.Eq(columns, 5)))),
+    )  # fmt: skip
+    before = Signature(
+        signature.parameters, signature.names, signature.spec, signature.leaves, signature.output,
+        signature.ranges, guards,
+    )  # fmt: skip
+    after = round_trip(before)
+    assert after.guards == guards
+    after.check([torch.ones(4, 3)])
+    with pytest.raises(ShapeError):
+        after.check([torch.ones(5, 3)])
+    odd = Signature(
+        signature.parameters, signature.names, signature.spec, signature.leaves, signature.output,
+        {}, (sympy.Xor(rows > 2, columns > 2),),
+    )  # fmt: skip
+    with pytest.raises(ArtefactError, match="condition"):
+        write_manifest(odd, Eager(), None)
 
 
 @pytest.mark.parametrize("value", [

@@ -46,6 +46,11 @@ class TorchScriptExecutable:
                 twin.seek(0)
                 self._runner = torch.jit.optimize_for_inference(torch.jit.load(twin))
 
+        nodes = self._runner.graph.findAllNodes("prim::Constant")
+        folded = [n.t("value") for n in nodes if n.hasAttribute("value") and n.kindOf("value") == "t"]
+        held = (*self._runner.parameters(), *self._runner.buffers())
+        self._constants = frozenset().union(*map(_memory, (*folded, *held)))
+
     @property
     def code(self) -> str:
         """The TorchScript source of the graph."""
@@ -55,7 +60,11 @@ class TorchScriptExecutable:
         """Run on flat inputs."""
         with torch.no_grad():
             result = self._runner(*flat)
-        return () if result is None else tuple(result)
+        return () if result is None else tuple(map(self._own, result))
+
+    def _own(self, value: Any) -> Any:
+        """Return an output; one that lies in a constant's memory as a copy, which may be changed."""
+        return value.clone() if _memory(value) & self._constants else value
 
     def save(self, path: Path, manifest: str) -> None:
         """Write a TorchScript archive that holds the manifest as an extra file."""
@@ -118,6 +127,13 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
         yield
+
+
+def _memory(value: Any) -> frozenset[int]:
+    """Return the address of a tensor's memory, where it has one."""
+    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
+        return frozenset()
+    return frozenset({value.untyped_storage().data_ptr()} - {0})
 
 
 def _manifest(path: Path) -> str:

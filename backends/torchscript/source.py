@@ -29,7 +29,6 @@ class Source:
         self._names: dict[fx.Node, str] = {}
         self._nodes: list[fx.Node | None] = []  # of each line of the source
         self._lines: list[str] = []
-        self._memory = _storages([n.meta.get("val") for n in graph.graph.find_nodes(op="get_attr")])
         inputs = [self._input(node) for node in graph.placeholders]
         self._write(None, f"def forward({', '.join(['self', *inputs])}):")
         for node in graph.graph.nodes:
@@ -72,7 +71,7 @@ class Source:
         if node.op == "get_attr":
             self._constant(node)
         elif node.op == "output":
-            outputs = ", ".join(self._output(value) for value in node.args[0])  # type: ignore[union-attr]
+            outputs = ", ".join(map(self._name, node.args[0]))  # type: ignore[arg-type]
             self._write(node, f"    return ({outputs},)" if outputs else "    return None")
         elif node.op == "call_function":
             text = self._call(node)
@@ -86,11 +85,6 @@ class Source:
         name = f"c{len(self._names)}"
         self.holder.register_buffer(name, value.detach().clone())
         self._write(node, f"    {self._name(node)} = self.{name}")
-
-    def _output(self, node: Any) -> str:
-        """Return an output; one in a constant's memory as a copy, which the caller may write to."""
-        shares = _storages(node.meta.get("val")) & self._memory
-        return f"torch.clone({self._name(node)})" if shares else self._name(node)
 
     def _call(self, node: fx.Node) -> str:
         target: Any = node.target
@@ -186,15 +180,6 @@ def _number_type(node: fx.Node) -> str:
         if isinstance(value, kinds):
             return name
     raise _refused(node, f"TorchScript has no form of a {type(value).__name__}")
-
-
-def _storages(value: Any) -> set[int]:
-    """Return the memory of a fake tensor, or of a list of them."""
-    if isinstance(value, torch.Tensor):
-        return {value.untyped_storage()._cdata}
-    if isinstance(value, (list, tuple)):
-        return set().union(*map(_storages, value))
-    return set()
 
 
 def _refused(node: fx.Node, reason: str) -> LoweringError:

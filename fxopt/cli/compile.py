@@ -273,7 +273,8 @@ def race(
             call()
         for _ in range(0, rounds, lap):
             for name, call in calls.items():
-                call()  # caches and threads are the other's
+                time.sleep(0.05)  # the other's threads may still spin
+                call()  # and the caches are the other's
                 for _ in range(lap):
                     started = time.perf_counter()
                     call()

@@ -214,6 +214,8 @@ def test_symbolic_sizes() -> None:
             x.repeat(2, 1),
             x.repeat_interleave(2, 1),
             x.unfold(1, 2, 1),
+            x.reshape_as(x.t()),
+            x.roll(1),
             x.sort(1)[0],
         )
 

@@ -202,6 +202,10 @@ CASES: dict[str, Callable[[], Case]] = {
         lambda x: (x > 1, x >= 1.5, x == 2, x != 2, x < 3.5, x <= 2),
         (integers(6),),
     ),
+    "large integers compared": lambda: (
+        lambda x: (x == 2**40, x > 2**40, x != x + 1),
+        (torch.tensor([2**40, 2**40 + 1, 2**40 - 1]),),
+    ),
     "casts": lambda: (
         lambda x: (x.int(), x.half(), x.double(), x.bool(), x.to(torch.uint8), x.long().float()),
         (positive(5) * 5,),

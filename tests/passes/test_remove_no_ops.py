@@ -192,7 +192,10 @@ STAYS: list[tuple[Callable[[Any], Any], torch.Tensor, list[str]]] = [
     (lambda x: torch.stack(x.unbind(1), 0).cos(), X, ["another dimension"]),
     (lambda x: torch.cat(x.unbind(1), 1).cos(), X, []),
     (lambda x: torch.cat([x, x.sin()], 1).split([2, 4], 1)[1].cos(), X, ["not known to have"]),
+    (lambda x: torch.cat([x.new_zeros(0), x], 1).split([1, 2], 1)[1].cos(), X, ["not known"]),
     (lambda x: torch.stack([x, x.sin()], 1).unbind(2)[1].cos(), X, []),
+    (lambda x: torch.ones(4, dtype=x.dtype) * 3 + x, X, []),
+    (lambda x: torch.zeros(4, dtype=x.dtype) + 3 + x, X, []),
     (lambda x: x.split([1, 2], 1)[0].cos(), X, []),
 ]
 

@@ -217,6 +217,7 @@ STAYS: list[tuple[Callable[[Any], Any], list[str]]] = [
     ),
     (lambda x: torch.cat([torch.cat([x, x], 1), torch.cat([x, x], 1)], 2), []),
     (lambda x: torch.cat([torch.cat([x, x.half()], 1), x], 1), []),
+    (lambda x: ((y := x.double()) + 1, y.half()), ["to is used elsewhere too"]),
     (lambda x: x.half().float(), ["torch.float16 does not hold every value of torch.float32"]),
     (lambda x: x.bfloat16().half(), ["torch.bfloat16 does not hold every value of"]),
     (lambda x: x.half().bfloat16().float(), ["bfloat16 does not hold", "float16 does not hold"]),
@@ -500,6 +501,22 @@ def test_symbolic_sizes(function: Callable[[Any], Any], after: dict[str, int]) -
     for size in (5, 4, 7):
         x = torch.randn(size, 3, 4)
         assert relative_error(graph(x), function(x)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x[:1].expand(x.shape[0], 3, 4).expand(2, -1, -1, -1),
+        lambda x: aten.slice(x, 0, -3)[0],
+        lambda x: aten.slice(aten.slice(x, 0, -3), 0, 1),
+    ],
+)
+def test_places_that_depend_on_a_symbolic_size_are_left(function: Callable[[Any], Any]) -> None:
+    graph = capture(Function(function), torch.randn(5, 3, 4), dynamic_shapes={0: "n"})
+    result = Simplify().run(graph)
+    assert not result.modified and not result.misses, graph_text(graph)
+    x = torch.randn(3, 3, 4)
+    assert relative_error(graph(x), function(x)) == 0
 
 
 def test_a_shape_with_two_symbolic_sizes_is_left() -> None:
