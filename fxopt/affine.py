@@ -218,7 +218,7 @@ def _new_layer(
         sources = (*filter(None, (layer.weight, layer.bias)), *affine.sources)
         bias = rewriter.constant(compute, sources, name=_name(layer, "bias"), **place)
     args = (old.args[0], weight, bias, *old.args[3:])
-    new = rewriter.insert(old.target, *args, **place)
+    new = rewriter.insert(old.target, *args, like=old, **place)
     if "switch" in old.meta:
         new.meta["switch"] = old.meta["switch"]
     return new

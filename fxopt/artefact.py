@@ -33,18 +33,11 @@ from fxopt.container import (
     write_container,
 )
 from fxopt.encode import dtype_name, encode
+from fxopt.encode_signature import encode_signature, write_size
 from fxopt.errors import ArtefactError
 from fxopt.files import atomic_path
 from fxopt.graph_module import GraphModule
-from fxopt.manifest import (
-    FORMAT,
-    check_format,
-    dump,
-    encode_signature,
-    fxopt_version,
-    parse_json,
-    write_size,
-)
+from fxopt.manifest import FORMAT, check_format, dump, fxopt_version, parse_json
 from fxopt.rebuild import rebuild
 from fxopt.stored import constants_of, examples_of
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import io
 import logging
 import re
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from copy import deepcopy
+from contextlib import contextmanager, redirect_stderr
+from copy import copy, deepcopy
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -194,22 +196,53 @@ def _export_once(
 ) -> ExportedProgram:
     import torch.fx.experimental._config as config
 
-    with config.patch(backed_size_oblivious=oblivious):
+    with config.patch(backed_size_oblivious=oblivious), redirect_stderr(_WithoutGraphs(sys.stderr)):
         return torch.export.export(
             model, inputs.args, inputs.kwargs, dynamic_shapes=shapes, strict=strict
         )
 
 
+class _WithoutGraphs(io.TextIOBase):
+    """A stream that leaves out the half-made graphs which torch.export prints when it fails."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._skipped = False
+
+    def write(self, text: str) -> int:
+        graph = "def forward(self, " in text and "torch.ops." in text or "class GraphModule(" in text
+        if not graph and not (self._skipped and text == "\n"):
+            self._stream.write(text)
+        self._skipped = graph
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
 @contextmanager
 def _attributes_kept(model: torch.nn.Module) -> Iterator[None]:
-    """Put back the very objects that the modules' attributes were: export leaves copies."""
+    """Put back the very objects that the modules' attributes were: export leaves copies.
+
+    What a dict, list or set among them holds is put back, too: a model that caches a tensor in one
+    would be left with a fake.
+    """
     kept = [(module, dict(vars(module))) for module in model.modules()]
+    held = [
+        (value, copy(value))
+        for _, attributes in kept
+        for value in attributes.values()
+        if type(value) in (dict, list, set)
+    ]
     try:
         yield
     finally:
         for module, attributes in kept:
             vars(module).clear()
             vars(module).update(attributes)
+        for value, content in held:
+            value.clear()
+            value.extend(content) if isinstance(value, list) else value.update(content)
 
 
 @contextmanager
@@ -298,10 +331,13 @@ def _first_lines(text: str, count: int = 4) -> str:
 
 def _violations(text: str) -> list[str]:
     """Return what torch.export says about dynamic dimensions that the model does not allow."""
-    if "Constraints violated" not in text:
+    if "Constraints violated" not in text and "user-specified" not in text:
         return []
     lines = [line.strip()[2:] for line in text.splitlines() if line.strip().startswith("- ")]
-    short = (line.partition(" If you're using")[0] for line in lines)
+    short = [
+        line.partition(" If you're using")[0].replace("Dim.DYNAMIC(min=None, max=None)", "dynamic")
+        for line in lines
+    ]
     return [re.sub(r"L\['(\w+)'\]((?:\[[^\]]*\])*)\.size\(\)\[(\d+)\]", r"\1\2.shape[\3]", s) for s in short]
 
 
@@ -485,6 +521,7 @@ class _Translation:
         ranges = {
             str(symbol): (0 if symbol in small else int(bounds.lower), _upper(bounds.upper))
             for symbol, bounds in self.program.range_constraints.items()
+            if bounds.lower.is_Integer  # others are values that the graph computes, not sizes
         }
         return Signature(parameters, tuple(arguments), spec, tuple(leaves), output, ranges, guards)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,39 @@ class GraphInfo:
     story: Story | None = None
     capture_seconds: float = 0.0
     shares_storage: bool = True
+
+
+class Part(torch.nn.Module):
+    """A module on the path to a constant. Handing out weights copies them first, as for the graph."""
+
+    def __init__(self, graph: GraphModule) -> None:
+        super().__init__()
+        self.training = graph.training
+        self.belong_to(graph)
+
+    def belong_to(self, graph: GraphModule) -> None:
+        """Make `graph` the one whose storage is copied."""
+        self.__dict__["_graph"] = weakref.ref(graph)
+
+    def _own(self) -> None:
+        graph = self.__dict__["_graph"]()
+        if graph is not None:
+            graph.own_storage()
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
+        """Hand out the parameters."""
+        self._own()
+        return super().named_parameters(*args, **kwargs)
+
+    def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
+        """Hand out the buffers."""
+        self._own()
+        return super().named_buffers(*args, **kwargs)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Hand out the weights."""
+        self._own()
+        return super().state_dict(*args, **kwargs)
 
 
 class GraphModule(fx.GraphModule):
@@ -189,7 +223,7 @@ class GraphModule(fx.GraphModule):
         module: torch.nn.Module = self
         for part in path:
             if part not in module._modules:
-                module.add_module(part, torch.nn.Module())
+                module.add_module(part, Part(self))
             module = module.get_submodule(part)
         if isinstance(value, torch.nn.Parameter):
             module.register_parameter(leaf, value)
@@ -311,6 +345,9 @@ class GraphModule(fx.GraphModule):
             other._modules, other._parameters, other._buffers,
         )
         self._non_persistent_buffers_set = other._non_persistent_buffers_set
+        for module in self.modules():
+            if isinstance(module, Part):
+                module.belong_to(self)
         self.meta = other.meta
         self.graph = other.graph
 

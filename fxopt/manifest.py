@@ -6,22 +6,19 @@ The text holds plain data only. Reading it never imports or runs anything it nam
 
 from __future__ import annotations
 
-import inspect
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-import sympy
 import torch
 
-from fxopt import expressions
 from fxopt.backend import Backend
-from fxopt.encode import DTYPES, decode, decode_spec, dtype_name, encode, encode_spec, malformed
+from fxopt.encode import decode, encode, malformed
+from fxopt.encode_signature import decode_signature, encode_signature, plain_text
 from fxopt.errors import ArtefactError
-from fxopt.signature import ConstantLeaf, Dim, Signature, Structure, TensorLeaf
+from fxopt.signature import Signature
 from fxopt.story import Story
 
 FORMAT = 1  # raised by every change that an older fxopt would misread

@@ -23,9 +23,9 @@ from torch.utils._sympy.value_ranges import ValueRanges
 
 from fxopt import dialect, operators
 from fxopt.encode import DTYPES, decode, malformed
+from fxopt.encode_signature import decode_signature, read_size
 from fxopt.errors import ArtefactError, DialectError, FxoptError
 from fxopt.graph_module import GraphInfo, GraphModule, Recipe
-from fxopt.manifest import decode_signature, read_size
 from fxopt.shapes import fake_of, infer
 from fxopt.stored import read_constants, read_example
 

@@ -58,9 +58,12 @@ class Rewriter:
         *args: Any,
         before: fx.Node,
         origin: fx.Node | Iterable[fx.Node] | None = None,
+        like: fx.Node | None = None,
         **kwargs: Any,
     ) -> fx.Node:
         """Insert a call in its canonical spelling and return its node, with its shape known.
+
+        `like` names a node of the same shape, dtype and device, which saves computing them.
 
         `origin` names the nodes it stands for (default: `before`): module path and source line
         are taken from the first. A call that would return its argument unchanged inserts nothing
@@ -71,7 +74,10 @@ class Rewriter:
             node = call.args[0]
             assert isinstance(node, fx.Node)
             return node
-        value = infer(call.target, call.args, call.kwargs, self.graph.info.fake_mode)
+        if like is not None:
+            value = like.meta["val"]
+        else:
+            value = infer(call.target, call.args, call.kwargs, self.graph.info.fake_mode)
         with self.graph.graph.inserting_before(before):
             node = self.graph.graph.create_node(
                 "call_function", call.target, call.args, call.kwargs, name=node_name(call.target)

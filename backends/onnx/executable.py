@@ -204,7 +204,12 @@ def split_weights(model: ir.Model) -> tuple[onnx.ModelProto, Mapping[str, Any]]:
     try:
         for name, tensor in weights.items():
             values[name].const_value = ir.ExternalTensor(
-                "memory", 0, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name
+                "memory",
+                0,
+                tensor.nbytes,
+                tensor.dtype,
+                shape=ir.Shape(list(tensor.shape)),
+                name=name,
             )
         proto = ir.to_proto(model)
     finally:

@@ -12,6 +12,7 @@ import torch
 # The files that hold emitters, by subject.
 SUBJECTS = (
     "elementwise",
+    "activations",
     "arithmetic",
     "shaping",
     "sizes",
