@@ -1,6 +1,8 @@
 """The backends, and which of them can be used here."""
 
 from fxopt.backends.eager import Eager
+from fxopt.backends.onnx import Onnx
+from fxopt.backends.torchscript import TorchScript
 from fxopt.registry import classes
 
 
@@ -9,4 +11,4 @@ def available() -> dict[str, str | None]:
     return {name: cls().missing() for name, cls in classes("backends").items()}
 
 
-__all__ = ["Eager", "available"]
+__all__ = ["Eager", "Onnx", "TorchScript", "available"]

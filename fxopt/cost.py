@@ -63,9 +63,10 @@ def _attention(node: fx.Node) -> int:
 
 def _einsum(node: fx.Node) -> int:
     """The product of the sizes of all indices."""
-    inputs = node.args[0].split("->")[0].replace(" ", "").split(",")
+    args: Any = node.args
+    inputs = args[0].split("->")[0].replace(" ", "").split(",")
     sizes: dict[str, int] = {}
-    for letters, operand in zip(inputs, node.args[1], strict=True):
+    for letters, operand in zip(inputs, args[1], strict=True):
         plain = letters.replace("...", "")
         shape = _shape(operand)
         sizes.update(zip(plain[::-1], shape[::-1], strict=False))

@@ -196,8 +196,13 @@ class _Run:
 def find_guilty(start: GraphModule, passes: Sequence[Pass], oracle: Oracle) -> tuple[Pass, str]:
     """Run `passes` again on a copy of `start`; return the first that breaks it, and the words."""
     graph = start.copy()
-    verdict = oracle.judge(graph, "captured graph")
-    if not verdict.passed:
+    if not oracle.judge(graph, "captured graph").passed:
+        verdict = replace(oracle, accept=None).judge(graph)
+        if verdict.passed:
+            raise VerifyError(
+                "Your own acceptance refuses the graph even before the first pass, though it "
+                "computes what the model does."
+            )
         raise VerifyError(
             f"The captured graph does not compute what the model does, before any pass: max |Δ| / "
             f"max |reference| is {verdict.error:.3g}, and the bound is {verdict.bound:.3g}. This is "

@@ -84,7 +84,7 @@ def make(cls: type, options: dict[str, Any]) -> Any:
     name = getattr(cls, "name", cls.__name__)
     for option, value in options.items():
         if option not in known:
-            raise unknown_name(f"option of '{name}'", option, known)
+            raise unknown_name(f"option for '{name}':", option, known)
         if not _is_of(value, known[option]):
             raise OptionError(
                 f"Option '{option}' of '{name}' wants {_type_text(known[option])}, not {value!r}."

@@ -97,7 +97,7 @@ class Report:
         console = Console(width=110, no_color=True, highlight=False)
         with console.capture() as captured:
             for part in self.__rich__().renderables:
-                console.print(part)
+                console.print(part, markup=False, soft_wrap=isinstance(part, str))
         return captured.get().rstrip()
 
     def __rich__(self) -> Any:

@@ -26,7 +26,7 @@ _fuel: contextvars.ContextVar[list[int] | None] = contextvars.ContextVar("fuel",
 
 @contextlib.contextmanager
 def fuel(rewrites: int) -> Iterator[None]:
-    """Let the rewriters inside make at most this many rewrites: how bisection finds the guilty one."""
+    """Let the rewriters inside make at most this many rewrites: bisection needs it."""
     token = _fuel.set([rewrites])
     try:
         yield
@@ -158,8 +158,7 @@ class Rewriter:
             for user in before.users:
                 if user not in self._created:
                     self._changed[user.name] = None
-            # the new node's own use of the old one stays
-            before.replace_all_uses_with(after, delete_user_cb=lambda user, new=after: user is not new)
+            _redirect(before, after)
         for before in pairs:
             self._erase_cone(before)
         return True
@@ -280,6 +279,11 @@ class Rewriter:
         if self._created.pop(node, None) is None:
             self._erased[node.name] = None
         self.graph.graph.erase_node(node)
+
+
+def _redirect(old: fx.Node, new: fx.Node) -> None:
+    """Let all users of `old` use `new`; the use that `new` itself makes of `old` stays."""
+    old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
 
 
 def _origins(origin: fx.Node | Iterable[fx.Node] | None, default: fx.Node) -> tuple[fx.Node, ...]:

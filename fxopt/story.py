@@ -54,7 +54,7 @@ class Counts:
 class Snapshot:
     """A graph at one moment; unchanged nodes are shared with the snapshot before."""
 
-    records: tuple[NodeRecord, ...]
+    records: tuple[NodeRecord, ...] = field(repr=False)
     parameters: int
 
     @cached_property
@@ -90,7 +90,7 @@ class Recorder:
         return Snapshot(tuple(known.values()), parameters)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Step:
     """What one pass did."""
 
@@ -108,6 +108,9 @@ class Step:
     origins: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     rules: Mapping[str, RuleCount] = field(default_factory=dict)
     skipped: str | None = None  # why the pass was rolled back
+
+    def __repr__(self) -> str:
+        return f"<Step {self.name}: {self.rewrites} rewrites>"
 
     def diff(self) -> str:
         """The change as a unified diff of the graph's text."""
@@ -129,7 +132,7 @@ class Verification:
         return self.error <= self.bound
 
 
-@dataclass
+@dataclass(repr=False)
 class Story:
     """What happened to a graph between capture and lowering."""
 
@@ -141,6 +144,9 @@ class Story:
     verifications: list[Verification] = field(default_factory=list)
     renamed: dict[str, tuple[str, ...]] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<Story of {self.model_name}: {', '.join(step.name for step in self.steps)}>"
 
     @property
     def final(self) -> Snapshot:

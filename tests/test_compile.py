@@ -198,7 +198,7 @@ def test_optimized_graphs_train_and_are_optimized_again() -> None:
     ("options", "error", "words"),
     [
         ({"backend": "onxx"}, fxopt.OptionError, "Did you mean 'onnx'"),
-        ({"backend": "eager", "thread": 2}, fxopt.OptionError, "Unknown option of 'eager' 'thread'"),
+        ({"backend": "eager", "thread": 2}, fxopt.OptionError, "Unknown option for 'eager': 'thread'"),
         ({"calibration": [1]}, fxopt.OptionError, "int8"),
     ],
 )

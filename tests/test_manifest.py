@@ -268,7 +268,8 @@ class Armed(Pair):
 
 
 def damaged() -> list[Any]:
-    text = write_manifest(signature_of(Tokens(), torch.zeros(1, 2, dtype=torch.long)), Eager(), None)
+    signature = signature_of(Tokens(), torch.zeros(1, 2, dtype=torch.long))
+    text = write_manifest(signature, Eager(), None)
     whole = json.loads(text)
     found = [text[:cut] for cut in range(0, len(text), 97)]
     for key in whole:

@@ -47,7 +47,8 @@ class TorchScriptExecutable:
                 self._runner = torch.jit.optimize_for_inference(torch.jit.load(twin))
 
         nodes = self._runner.graph.findAllNodes("prim::Constant")
-        folded = [n.t("value") for n in nodes if n.hasAttribute("value") and n.kindOf("value") == "t"]
+        valued = [node for node in nodes if node.hasAttribute("value")]
+        folded = [node.t("value") for node in valued if node.kindOf("value") == "t"]
         held = (*self._runner.parameters(), *self._runner.buffers())
         self._constants = frozenset().union(*map(_memory, (*folded, *held)))
 
@@ -63,7 +64,7 @@ class TorchScriptExecutable:
         return () if result is None else tuple(map(self._own, result))
 
     def _own(self, value: Any) -> Any:
-        """Return an output; one that lies in a constant's memory as a copy, which may be changed."""
+        """Return an output; as a copy where it lies in a constant's memory."""
         return value.clone() if _memory(value) & self._constants else value
 
     def save(self, path: Path, manifest: str) -> None:
