@@ -47,5 +47,5 @@ class Backend(Protocol):
         ...
 
     def load(self, path: Path) -> tuple[Executable, str]:
-        """Read an artefact; return what runs it, and the manifest. Never runs code from the file."""
+        """Return what runs an artefact, and its manifest. Never runs code from the file."""
         ...

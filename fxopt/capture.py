@@ -92,7 +92,7 @@ def _captured_before(
     return graph
 
 
-# -- before: inputs and dynamic shapes ----------------------------------------------------------------
+# -- before: inputs and dynamic shapes ---------------------------------------------------------
 
 
 def bind_inputs(model: torch.nn.Module, example_inputs: Any) -> Inputs:
@@ -168,7 +168,7 @@ def _agree(found: Any, expected: Any) -> bool:
     return torch.allclose(found, expected, rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
-# -- torch.export ---------------------------------------------------------------------------------------
+# -- torch.export ------------------------------------------------------------------------------
 
 
 def _export(model: torch.nn.Module, inputs: Inputs, shapes: Any) -> ExportedProgram:
@@ -362,7 +362,7 @@ def _register_dataclass(value: Any) -> bool:
     return True
 
 
-# -- after: from the exported program to the graph -----------------------------------------------------
+# -- after: from the exported program to the graph ---------------------------------------------
 
 
 def _program_inputs(program: ExportedProgram) -> Inputs:

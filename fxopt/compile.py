@@ -59,11 +59,18 @@ def compile(
     """
     chosen = resolve_backend(backend, backend_options)
     _check_available(chosen)
-    settings: dict[str, Any] = dict(
-        backend=chosen, passes=_resolve(passes), dynamic_shapes=dynamic_shapes, precision=precision,
-        calibration=calibration, verify=verify, verify_inputs=verify_inputs, tolerance=tolerance,
-        on_error=on_error, progress=progress,
-    )  # fmt: skip
+    settings: dict[str, Any] = {
+        "backend": chosen,
+        "passes": _resolve(passes),
+        "dynamic_shapes": dynamic_shapes,
+        "precision": precision,
+        "calibration": calibration,
+        "verify": verify,
+        "verify_inputs": verify_inputs,
+        "tolerance": tolerance,
+        "on_error": on_error,
+        "progress": progress,
+    }
     _check_settings(verify, on_error, precision, calibration)
     if submodules is not None:
         return compile_submodules(

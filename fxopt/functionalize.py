@@ -46,6 +46,7 @@ class Ref:
     parent: Ref | None = None
     view: Callable[[Any], Any] | None = None  # (parent value) -> value
     scatter: Callable[[Any, Any], fx.Node] | None = None  # (parent value, new value) -> parent value
+    is_whole: bool = False  # it shows its parent unchanged
 
     def read(self) -> Any:
         """Return the node that holds the current value."""
@@ -88,8 +89,8 @@ def _scatter_by_position(
     )
     positions = emit(aten.reshape.default, positions, sizes)
     for ref in views:
-        assert ref.view is not None
-        positions = ref.view(positions)
+        if ref.view is not None and not ref.is_whole:
+            positions = ref.view(positions)
     positions = emit(aten.reshape.default, positions, [-1])
     values = emit(aten.reshape.default, value, [-1])
     return emit(aten.reshape.default, emit(aten.scatter.src, flat, 0, positions, values), sizes)
@@ -131,6 +132,8 @@ def returns_argument(node: fx.Node) -> bool:
     """Whether the model got the very tensor object that it gave, not another view of it."""
     if alias_of(node) is None:
         return False
+    if node.target in _RETURN_ARGUMENT_OF_SAME_RANK:
+        return bool(node.meta["val"].dim() == node.args[0].meta["val"].dim())  # type: ignore[union-attr]
     return node.target in _HIDDEN_ALIASES or node.target in _RETURN_ARGUMENT
 
 
@@ -155,6 +158,11 @@ def sizes_of(node: fx.Node, emit: Emit) -> list[Any]:
     ]
 
 
+def is_whole(call: Call) -> bool:
+    """Whether a view shows the same elements in the same shape."""
+    return call.target is None or call.target in _IDENTITIES or call.target in _HIDDEN_ALIASES
+
+
 def inverse(call: Call, emit: Emit) -> Callable[[Any, Any], fx.Node] | None:
     """Return how a write to the view `call` changes its base, or None where nobody knows.
 
@@ -164,7 +172,7 @@ def inverse(call: Call, emit: Emit) -> Callable[[Any, Any], fx.Node] | None:
     if target is operator.getitem:
         return _inverse_of_part(args[0], args[1], emit)
     rest = args[1:]
-    if target is None or target in _IDENTITIES or target in _HIDDEN_ALIASES:
+    if is_whole(call):
         return lambda base, new: new
     if target in _RESHAPES:
         return lambda base, new: emit(aten.reshape.default, new, sizes_of(base, emit))
@@ -196,6 +204,12 @@ _RETURN_ARGUMENT = {
     aten.to.other,
     aten.type_as.default,
 }
+_RETURN_ARGUMENT_OF_SAME_RANK = {
+    aten.atleast_1d.default,
+    aten.atleast_2d.default,
+    aten.atleast_3d.default,
+    aten.flatten.using_ints,
+}
 _IDENTITIES = {
     aten.alias.default,
     aten.detach.default,
@@ -220,7 +234,6 @@ _SCATTERS = {
     aten.slice.Tensor: aten.slice_scatter.default,
     aten.select.int: aten.select_scatter.default,
     aten.diagonal.default: aten.diagonal_scatter.default,
-    aten.as_strided.default: aten.as_strided_scatter.default,
 }
 
 

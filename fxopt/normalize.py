@@ -111,7 +111,7 @@ def node_name(target: Any) -> str:
     return str(getattr(target, "__name__", "call")).strip("_")
 
 
-# -- helpers ------------------------------------------------------------------------------------
+# -- helpers -----------------------------------------------------------------------------------
 
 
 def _value(argument: Any, describe: Describe) -> Any:
@@ -134,7 +134,7 @@ def _wrap(dim: int, rank: int) -> int:
     return dim + max(rank, 1) if dim < 0 else dim
 
 
-_RANK_PLUS_ONE = {aten.unsqueeze.default, aten.stack.default}
+_RANK_PLUS_ONE = {aten.unsqueeze.default, aten.stack.default, aten.diag_embed.default}
 _DIM_NAMES = ("dim", "dim0", "dim1", "dim2", "dims", "start_dim", "end_dim", "axis0", "axis1")
 
 
@@ -177,7 +177,7 @@ def _positive_dims(call: Call, describe: Describe) -> Call:
     return Call(call.target, tuple(args), call.kwargs)
 
 
-# -- the synonyms ---------------------------------------------------------------------------------
+# -- the synonyms ------------------------------------------------------------------------------
 
 Spell = Callable[[Call, Describe], Call]
 _SPELLINGS: dict[Any, Spell] = {}
@@ -500,7 +500,7 @@ def _attention(call: Call, describe: Describe) -> Call:
     return Call(call.target, call.args, kwargs)
 
 
-# -- tensors made of one number ---------------------------------------------------------------------
+# -- tensors made of one number ----------------------------------------------------------------
 
 
 def _full(size: Any, fill: Any, like: Any, kwargs: Mapping[str, Any]) -> Call:

@@ -204,8 +204,8 @@ def find_guilty(start: GraphModule, passes: Sequence[Pass], oracle: Oracle) -> t
                 "computes what the model does."
             )
         raise VerifyError(
-            f"The captured graph does not compute what the model does, before any pass: max |Δ| / "
-            f"max |reference| is {verdict.error:.3g}, and the bound is {verdict.bound:.3g}. This is "
+            "The captured graph does not compute what the model does, before any pass: max |Δ| "
+            f"/ max |reference| is {verdict.error:.3g}, and the bound is {verdict.bound:.3g}. This is "
             "a bug of capture, unless the model is random or depends on earlier calls; then pass "
             "verify='off' or a tolerance."
         )
@@ -283,8 +283,8 @@ def _in_pass(one: Pass, error: Exception, story: Story) -> Exception:
     if isinstance(error, FxoptError):
         return type(error)(f"{error} (in pass '{one.name}'; passes before it: {before})")
     return FxoptError(
-        f"Pass '{one.name}' failed with {type(error).__name__}: {error}. Passes before it: {before}. "
-        "Leave it out of passes=, or go on without it with on_error='skip'."
+        f"Pass '{one.name}' failed with {type(error).__name__}: {error}. Passes before it: "
+        f"{before}. Leave it out of passes=, or go on without it with on_error='skip'."
     )
 
 

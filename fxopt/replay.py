@@ -63,7 +63,8 @@ def _given(
         found = [n for n in graph.info.ties.get(name, (name,)) if n in state_dict]
         if not found:
             raise OptionError(
-                f"The state_dict has no '{name}'. Pass the whole state_dict() of the original model."
+                f"The state_dict has no '{name}'. Pass the whole state_dict() of the original "
+                "model."
             )
         given[name] = state_dict[found[0]].detach()
     return given

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The settings that a report was made with, as the command line's `--recipe` file takes them."""
+    """The settings that a report was made with, as a `--recipe` file takes them."""
 
     settings: dict[str, Any]
 

@@ -25,6 +25,7 @@ from fxopt.functionalize import (
     fill_diagonal,
     functional,
     inverse,
+    is_whole,
     returns_argument,
     sizes_of,
 )
@@ -53,6 +54,10 @@ _RESHAPES_ITSELF = {
     aten.swapaxes_.default: aten.transpose.int,
     aten.swapdims_.default: aten.transpose.int,
 }
+_STRIDED = (
+    "as_strided looks at memory that is written to, and a graph knows values only. Use slices, "
+    "unfold or reshape, or take it of a clone. "
+)
 _RECURRENT = {aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu}
 # Operators whose tensors must all have one dtype.
 _ONE_DTYPE = {
@@ -208,17 +213,23 @@ class Translator:
                 self._define(node, value)
                 return
         base = self._refs[parent]
+        if call.target is aten.as_strided.default and base.storage.version:
+            raise CaptureError(_STRIDED + self._where())
         if returns_argument(node):
             self._same[node] = self._same.get(parent, parent)
         self._refs[node] = Ref(
             base.storage, value, base.storage.version, base,
-            self._view(spelled, base.value), inverse(spelled, self.emit),
+            self._view(spelled, base.value), inverse(spelled, self.emit), is_whole(spelled),
         )  # fmt: skip
 
     def _view(self, spelled: Call, base: fx.Node) -> Callable[[Any], Any]:
         """Return how the view `spelled` of `base` is taken of another value."""
+        where = self._where()
 
         def view(value: Any) -> Any:
+            if spelled.target is aten.as_strided.default:
+                raise CaptureError(_STRIDED + where)
+
             def other(argument: Any) -> Any:
                 return value if argument is base else argument
 
@@ -239,7 +250,8 @@ class Translator:
         first = self._same.get(argument, argument)
         ref = self._refs[first]
         owned = ref.parent is None and ref.storage.origin is not None
-        if owned and call.target is not aten.detach.default:
+        old, new = ref.value.meta["val"], node.meta["val"]
+        if owned and (old.shape != new.shape or old.stride() != new.stride()):
             raise CaptureError(
                 f"{node.target} changes the shape of an input or of a buffer for its owner, which a "
                 f"graph cannot. {self._where()} Use the form without underscore."

@@ -5,8 +5,8 @@ Before                                   After
     w = v · (g / ‖v‖)                        y = linear(x, w)
     y = linear(x, w)
 
-A call is constant when it is pure and each of its arguments is a literal, an unchanging constant, or
-a constant call; so is whatever follows from static shapes alone (masks, position indices). Only the
+A call is constant when it is pure and each of its arguments is a literal, an unchanging constant,
+or a constant call; so is whatever follows from static shapes alone (masks, position indices). Only the
 values that the rest of the graph needs are stored. Each remembers how it was computed, so that new
 weights can be put through it; it is a parameter if one of its sources requires grad.
 

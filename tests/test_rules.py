@@ -386,6 +386,18 @@ def test_copies_that_protect_memory_stay(function: Callable[..., Any], reason: s
     assert reason is None or reason in result.misses[0].reason
 
 
+def test_a_custom_operator_may_read_the_memory_layout() -> None:
+    with torch.library._scoped_library("fxopt_tests", "FRAGMENT") as library:
+        library.define("strides(Tensor x) -> Tensor")
+        library.impl("strides", lambda x: torch.tensor(x.stride()), "CPU")
+        library.impl("strides", lambda x: torch.empty(x.dim(), dtype=torch.int64), "Meta")
+        strides = torch.ops.fxopt_tests.strides
+        graph = graph_of(lambda x: strides(x.sin().mT.contiguous()))
+        result = apply_rules(graph, [drop])
+        assert "strides depends on the memory layout" in result.misses[0].reason
+        assert graph(X).tolist() == [12, 3, 1]
+
+
 class Counter(torch.nn.Module):
     """A module with state; `read` says what of it goes out or into other state."""
 

@@ -54,7 +54,7 @@ def main() -> None:
             latency(name, options.backends, options.rounds, options.threads)
 
 
-# -- scale ------------------------------------------------------------------------------------------
+# -- scale -------------------------------------------------------------------------------------
 
 
 def scale(sizes: list[int]) -> None:
@@ -164,7 +164,7 @@ def dag(size: int) -> GraphModule:
     return build.finish(nodes[-1])
 
 
-# -- compiling and running ----------------------------------------------------------------------------
+# -- compiling and running ---------------------------------------------------------------------
 
 
 def _model(name: str) -> tuple[torch.nn.Module, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""The networks that tools/zoo.py runs: torchvision up to 60 M, one per timm family, Hugging Face."""
+"""The networks of tools/zoo.py: torchvision up to 60 M, one per timm family, Hugging Face."""
 
 from __future__ import annotations
 
@@ -128,9 +128,10 @@ def _make_hugging_face(name: str) -> tuple[torch.nn.Module, Any]:
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
     torch.manual_seed(0)
-    common = dict(
-        hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128
-    )
+    common: dict[str, Any] = {
+        "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 128,
+    }  # fmt: skip
     ids = torch.randint(0, 99, (1, 16))
     text = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     decoder = {"input_ids": ids, "use_cache": False}
@@ -151,7 +152,9 @@ def _make_hugging_face(name: str) -> tuple[torch.nn.Module, Any]:
         "llama": lambda: (hf.LlamaModel(hf.LlamaConfig(vocab_size=100, **grouped)), decoder),
         "t5_encoder": lambda: (
             hf.T5EncoderModel(
-                hf.T5Config(vocab_size=100, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4)
+                hf.T5Config(
+                    vocab_size=100, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4
+                )
             ),
             {"input_ids": ids},
         ),

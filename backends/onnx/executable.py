@@ -208,7 +208,7 @@ def split_weights(model: ir.Model) -> tuple[onnx.ModelProto, Mapping[str, Any]]:
                 0,
                 tensor.nbytes,
                 tensor.dtype,
-                shape=ir.Shape(list(tensor.shape)),
+                shape=ir.Shape(tensor.shape.numpy()),
                 name=name,
             )
         proto = ir.to_proto(model)

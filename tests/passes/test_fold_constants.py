@@ -1,4 +1,4 @@
-"""fold-constants: constants are computed once; nothing random, nothing large, nothing that changes."""
+"""fold-constants: computed once; nothing random, nothing large, nothing that changes."""
 
 from __future__ import annotations
 
