@@ -11,7 +11,8 @@ convolution. Both hold through calls that only move elements, take some of them,
 what is no channel (reshape, permute, split, dropout in evaluation, mean); where the channels went
 is computed from shapes.
 New weights are computed in float64 and stored in the old weights' dtype. No decision depends on the
-value of a constant, so new weights can be put through the same computations.
+value of a constant, so new weights can be put through the same computations; but for one: infinite
+coefficients (a division by zero, a variance of zero) stay, since 0 · ∞ in the weights is NaN.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -79,21 +80,33 @@ def fold_all(
     targets = tuple(targets)
     reasons: dict[fx.Node, str | None] = {}
     for node in rewriter.graph.find(*targets):
-        affine = _read(node, read)
+        affine = _read(rewriter.graph, node, read)
         reason = None if affine is None else _into_producer(rewriter, affine)
         if reason is not FOLDED:
             reasons[node] = reason
     for node in reversed(rewriter.graph.find(*targets)):
-        affine = _read(node, read)
+        affine = _read(rewriter.graph, node, read)
         ahead = None if affine is None else _into_consumers(rewriter, affine)
         why = dict.fromkeys(filter(None, (reasons.get(node), ahead)))
         if ahead is not FOLDED and why:
             rewriter.miss(node, "; ".join(why))
 
 
-def _read(node: fx.Node, read: Callable[[fx.Node], Affine | None]) -> Affine | None:
+def _read(
+    graph: GraphModule, node: fx.Node, read: Callable[[fx.Node], Affine | None]
+) -> Affine | None:
     affine = read(node) if node.users else None
-    return affine if affine is not None and same_metadata(node, affine.input) else None
+    if affine is None or not same_metadata(node, affine.input):
+        return None
+    if affine.obstacle is None and not _is_finite(graph, affine):
+        return replace(affine, obstacle="its coefficients are not finite")
+    return affine
+
+
+def _is_finite(graph: GraphModule, affine: Affine) -> bool:
+    values = [graph.value(source).detach() for source in affine.sources]
+    computed = [compute(*values) for compute in (affine.scale, affine.shift) if compute is not None]
+    return all(bool(coefficients.isfinite().all()) for coefficients in computed)
 
 
 # -- layers --------------------------------------------------------------------------------------

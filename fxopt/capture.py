@@ -9,7 +9,7 @@ import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from copy import copy, deepcopy
 from dataclasses import is_dataclass
@@ -114,11 +114,18 @@ def bind_inputs(model: torch.nn.Module, example_inputs: Any) -> Inputs:
             f"The example inputs do not fit {type(model).__name__}.forward{signature}: {error}. "
             "Pass a tuple of positional arguments, a dict of keyword arguments, or (args, kwargs)."
         ) from None
-    while any([_register_dataclass(leaf) for leaf in pytree.tree_leaves(dict(bound.arguments))]):
-        pass  # dataclasses may hold dataclasses
+    _register_dataclasses(dict(bound.arguments))
     for path, leaf in pytree.tree_flatten_with_path(dict(bound.arguments))[0]:
         check_input(_path_text(path), leaf)
-    return Inputs(bound.args, bound.kwargs)
+    seen: set[int] = set()
+
+    def distinct(tensor: torch.Tensor) -> torch.Tensor:
+        """Copy a tensor that is given twice: export would take the two arguments for one."""
+        known = id(tensor) in seen
+        seen.add(id(tensor))
+        return tensor.clone() if known else tensor
+
+    return Inputs(*map_tensors((bound.args, bound.kwargs), distinct))
 
 
 def _path_text(path: Any) -> str:
@@ -150,7 +157,8 @@ def _admit(graph: GraphModule, model: torch.nn.Module, given: Inputs) -> None:
     with torch.no_grad(), evaluation(model), _quiet():
         try:
             expected = pytree.tree_leaves(_try(model, given))
-            found = pytree.tree_leaves(wider.output.unflatten(graph.copy().run(*map_tensors(flat, torch.clone))))
+            results = graph.copy().run(*map_tensors(flat, torch.clone))
+            found = pytree.tree_leaves(wider.output.unflatten(results))
         except Exception as error:
             log.debug("the graph stays closed to sizes 0 and 1: %s", error)
             return
@@ -175,9 +183,10 @@ def _export(model: torch.nn.Module, inputs: Inputs, shapes: Any) -> ExportedProg
     if any(module.training for module in model.modules()):
         log.info("the model is in training mode; captured in evaluation mode, left as it was")
     # Sizes that may be 0 or 1 leave guards only with the first of these, so it comes first.
-    modes = [(True, False), (True, True), (False, False), (False, True)] if shapes else [(False, False), (False, True)]
+    oblivious_too = (True, False) if shapes is not None else (False,)
+    modes = [(oblivious, strict) for oblivious in oblivious_too for strict in (False, True)]
     failures: list[tuple[str, Exception]] = []
-    with evaluation(model), _attributes_kept(model), _quiet():
+    with evaluation(model), attributes_kept(model), _quiet():
         for oblivious, strict in modes:
             try:
                 return _export_once(model, inputs, shapes, strict, oblivious)
@@ -194,8 +203,9 @@ def _export(model: torch.nn.Module, inputs: Inputs, shapes: Any) -> ExportedProg
 def _export_once(
     model: torch.nn.Module, inputs: Inputs, shapes: Any, strict: bool, oblivious: bool
 ) -> ExportedProgram:
-    import torch.fx.experimental._config as config
+    from torch.fx.experimental import _config
 
+    config: Any = _config
     with config.patch(backed_size_oblivious=oblivious), redirect_stderr(_WithoutGraphs(sys.stderr)):
         return torch.export.export(
             model, inputs.args, inputs.kwargs, dynamic_shapes=shapes, strict=strict
@@ -210,7 +220,8 @@ class _WithoutGraphs(io.TextIOBase):
         self._skipped = False
 
     def write(self, text: str) -> int:
-        graph = "def forward(self, " in text and "torch.ops." in text or "class GraphModule(" in text
+        operators = "def forward(self, " in text and "torch.ops." in text
+        graph = operators or "class GraphModule(" in text
         if not graph and not (self._skipped and text == "\n"):
             self._stream.write(text)
         self._skipped = graph
@@ -221,7 +232,7 @@ class _WithoutGraphs(io.TextIOBase):
 
 
 @contextmanager
-def _attributes_kept(model: torch.nn.Module) -> Iterator[None]:
+def attributes_kept(model: torch.nn.Module) -> Iterator[None]:
     """Put back the very objects that the modules' attributes were: export leaves copies.
 
     What a dict, list or set among them holds is put back, too: a model that caches a tensor in one
@@ -300,7 +311,8 @@ def _capture_error(
     ]
     where = next((place for place in places if place), None)
     reasons = "".join(
-        f"  {kind}: {type(error).__name__}: {_first_lines(str(error))}\n" for kind, error in failures
+        f"  {kind}: {type(error).__name__}: {_first_lines(str(error))}\n"
+        for kind, error in failures
     )
     return CaptureError(
         f"{name} cannot be captured as one graph"
@@ -316,6 +328,7 @@ _BOILERPLATE = (
     "For more information",
     "For more details about this graph break",
     "Developer debug context",
+    "Hint:",
     "consider using data-dependent friendly",
     "Caused by:",
 )
@@ -338,7 +351,8 @@ def _violations(text: str) -> list[str]:
         line.partition(" If you're using")[0].replace("Dim.DYNAMIC(min=None, max=None)", "dynamic")
         for line in lines
     ]
-    return [re.sub(r"L\['(\w+)'\]((?:\[[^\]]*\])*)\.size\(\)\[(\d+)\]", r"\1\2.shape[\3]", s) for s in short]
+    size = re.compile(r"L\['(\w+)'\]((?:\[[^\]]*\])*)\.size\(\)\[(\d+)\]")
+    return [size.sub(r"\1\2.shape[\3]", line) for line in short]
 
 
 def _register_output_classes(model: torch.nn.Module, inputs: Inputs) -> bool:
@@ -347,10 +361,15 @@ def _register_output_classes(model: torch.nn.Module, inputs: Inputs) -> bool:
         outputs = _try(model, inputs)
     except Exception:
         return False  # the caller reports the same failure with its reason
-    found = False
-    while any([_register_dataclass(leaf) for leaf in pytree.tree_leaves(outputs)]):
-        found = True
-    return found
+    return _register_dataclasses(outputs)
+
+
+def _register_dataclasses(value: Any) -> bool:
+    """Register the classes of all dataclasses in a nested value; whether there were new ones."""
+    new = [leaf for leaf in pytree.tree_leaves(value) if _register_dataclass(leaf)]
+    if new:
+        _register_dataclasses(value)  # they may hold others
+    return bool(new)
 
 
 def _register_dataclass(value: Any) -> bool:
@@ -358,7 +377,8 @@ def _register_dataclass(value: Any) -> bool:
     kind = type(value)
     if not is_dataclass(kind) or kind in pytree.SUPPORTED_NODES:
         return False
-    torch.export.register_dataclass(kind, serialized_type_name=f"{kind.__module__}.{kind.__qualname__}")
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    torch.export.register_dataclass(kind, serialized_type_name=name)
     return True
 
 
@@ -413,6 +433,7 @@ class _Translation:
         for name, (tensor, persistent) in self.constants.items():
             if name in mutated:  # the graph writes to it: never to the model's own
                 tensor.data = tensor.data.clone()
+                tensor.requires_grad_(False)  # state, though it be a parameter
             graph.set_constant(name, tensor, persistent=persistent)
         for name, subgraph in self.translator.subgraphs.items():
             graph.set_constant(name, subgraph)
@@ -421,7 +442,8 @@ class _Translation:
             signature=signature,
             fake_mode=self.mode,
             example_inputs=tuple(
-                v for v, leaf in zip(values, signature.leaves, strict=True) if isinstance(leaf, TensorLeaf)
+                value for value, leaf in zip(values, signature.leaves, strict=True)
+                if isinstance(leaf, TensorLeaf)
             ),
             model_name=type(self.model).__name__,
             mutated=mutated,
@@ -463,8 +485,8 @@ class _Translation:
         if id(tensor) in self._shared:
             self.translator.bind(node, self._shared[id(tensor)])
             return
-        name = names[0]
-        if len(names) > 1:
+        name = _free_name(names[0])
+        if names != (name,):
             self._ties[name] = names
         own = tensor.data  # not detach(), which would share the version counter, too
         if spec.kind is InputKind.PARAMETER:
@@ -489,7 +511,7 @@ class _Translation:
         flat: list[Any] = []
         leaves: list[int | ConstantLeaf] = []
         integers: set[int] = set()
-        for value, spec in zip(values, specs, strict=True):  # type: ignore[arg-type]
+        for value, spec in zip(values, specs, strict=True):
             if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION):
                 raise CaptureError(
                     "This ExportedProgram was decomposed, and its writes turned into outputs. Pass "
@@ -537,8 +559,20 @@ def _names_by_tensor(model: torch.nn.Module) -> dict[int, tuple[str, ...]]:
     return found
 
 
+_TAKEN = frozenset(dir(GraphModule)) | {"meta", "training"}
+
+
+def _free_name(name: str) -> str:
+    """Return a constant's name, changed where it begins like an attribute of the graph module.
+
+    A model may well have a layer called `value` or `graph`; its weights are then `value_.weight`.
+    """
+    first, dot, rest = name.partition(".")
+    return f"{first}_{dot}{rest}" if first in _TAKEN else name
+
+
 def _mutated(graph: fx.Graph, written: set[fx.Node]) -> frozenset[str]:
-    """Return the constants that running the graph changes: state, and statistics in training mode."""
+    """Return the constants that running the graph changes: state, and statistics in training."""
     for node in graph.nodes:
         if node.target in (torch.ops.aten.batch_norm.default, torch.ops.aten.instance_norm.default):
             if node.args[5] is True:

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.export import ExportedProgram
 
 from fxopt.backend import Backend
 from fxopt.capture import bind_inputs, capture
 from fxopt.compiled import CompiledModel, DeferredModel
-from fxopt.contract import Pass
-from fxopt.errors import BackendUnavailable, OptionError
+from fxopt.contract import Effect, Pass
+from fxopt.dialect import retarget
+from fxopt.errors import OptionError
 from fxopt.graph_module import GraphModule
 from fxopt.inputs import infer_inputs
 from fxopt.pipeline import ON_ERROR, VERIFY, Oracle, check_choice, run_passes
-from fxopt.registry import resolve_backend, resolve_pass
+from fxopt.registry import check_available, resolve_backend, resolve_pass
 from fxopt.report import Recipe
 from fxopt.submodules import compile_submodules
-from fxopt.verify import flat_inputs, model_runner, runner
+from fxopt.verify import Run, flat_inputs, model_runner, runner
 
 log = logging.getLogger("fxopt")
 Verify = str | Callable[[Any], Any]
-PRECISIONS = ("fp32", "fp16", "bf16", "fp64")
+DTYPES = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "fp64": torch.float64,
+}
 
 
 def compile(
@@ -51,38 +57,35 @@ def compile(
     those parts are compiled and a copy of the model that uses them is returned.
 
     `passes`: pass objects or names; None for `fxopt.default_passes()`. `verify`: "final", "each",
-    "off", or a function that gets the result and returns False to refuse it. `tolerance`: the bound
+    "off", or a function that returns False to refuse; it gets the optimized graph, then the
+    compiled model, both called like the model. `tolerance`: the bound
     on max |Δ| / max |reference|. `on_error`: "raise", or "skip" to go on without a failing pass.
     `precision`: "fp32", "bf16", "fp16" or "fp64" computes in that dtype throughout.
 
     Raises CaptureError, VerifyError, LoweringError, BackendUnavailable and OptionError.
     """
     chosen = resolve_backend(backend, backend_options)
-    _check_available(chosen)
-    settings: dict[str, Any] = {
-        "backend": chosen,
-        "passes": _resolve(passes),
-        "dynamic_shapes": dynamic_shapes,
-        "precision": precision,
-        "calibration": calibration,
-        "verify": verify,
-        "verify_inputs": verify_inputs,
-        "tolerance": tolerance,
-        "on_error": on_error,
-        "progress": progress,
-    }
-    _check_settings(verify, on_error, precision, calibration)
-    if submodules is not None:
-        return compile_submodules(
-            model, example_inputs, submodules, lambda part, inputs: compile(part, inputs, **settings)
+    check_available(chosen)
+    settings = Settings.of(
+        passes, dynamic_shapes, precision, verify, verify_inputs, tolerance, on_error, progress
+    )
+    if calibration is not None:
+        raise OptionError(
+            "calibration= goes with precision='int8', which this version does not have yet."
         )
-    if example_inputs is None and isinstance(model, torch.nn.Module):
-        if not isinstance(model, GraphModule):
-            example_inputs = infer_inputs(model)
-            if example_inputs is None:
-                log.info("no example inputs can be inferred: the first call compiles")
-                return DeferredModel(model, lambda inputs: compile(model, inputs, **settings))
-    return _compile_now(model, example_inputs, settings)
+    model = _unwrapped(model)
+
+    def compile_for(part: Any, inputs: Any) -> CompiledModel:
+        return _compile(part, inputs, chosen, settings)
+
+    if submodules is not None:
+        return compile_submodules(model, example_inputs, submodules, compile_for)
+    if example_inputs is None and _is_user_model(model):
+        inferred = infer_inputs(model)
+        if inferred is None:
+            log.info("no example inputs can be inferred: the first call compiles")
+        return DeferredModel(model, lambda inputs: compile_for(model, inputs), inferred)
+    return compile_for(model, example_inputs)
 
 
 def optimize(
@@ -103,11 +106,10 @@ def optimize(
     The result is a trainable `nn.Module`, with the record of what was done in `.story`. See
     `compile` for the arguments and errors.
     """
-    _check_settings(verify, on_error, precision, None)
-    graph, _ = _optimize(
-        model_or_graph, example_inputs, _resolve(passes), dynamic_shapes, precision, verify,
-        verify_inputs, tolerance, on_error, progress,
-    )  # fmt: skip
+    settings = Settings.of(
+        passes, dynamic_shapes, precision, verify, verify_inputs, tolerance, on_error, progress
+    )
+    graph, _ = _optimize(_unwrapped(model_or_graph), example_inputs, settings)
     return graph
 
 
@@ -122,7 +124,7 @@ def lower(graph: GraphModule, *, backend: str | Backend = "eager", **options: An
             f"{type(graph).__name__}. For a model use fxopt.compile(model, ...)."
         )
     chosen = resolve_backend(backend, options)
-    _check_available(chosen)
+    check_available(chosen)
     return CompiledModel.lower(graph, chosen)
 
 
@@ -133,98 +135,106 @@ def default_passes() -> list[Pass]:
     return list(DEFAULT)
 
 
-def _compile_now(model: Any, example_inputs: Any, settings: dict[str, Any]) -> CompiledModel:
-    chosen, progress = settings["backend"], settings["progress"] or (lambda text: None)
-    verify = settings["verify"]
-    graph, oracle = _optimize(
-        model, example_inputs, settings["passes"], settings["dynamic_shapes"],
-        settings["precision"], verify, settings["verify_inputs"], settings["tolerance"],
-        settings["on_error"], progress,
-    )  # fmt: skip
-    progress(f"lower to {chosen.name}")
-    compiled = CompiledModel.lower(graph, chosen)
+@dataclass(frozen=True)
+class Settings:
+    """How to optimize: what `compile` and `optimize` were told, checked."""
+
+    passes: tuple[Pass, ...]
+    dynamic_shapes: Any
+    precision: str | None
+    verify: Verify
+    verify_inputs: Any
+    tolerance: float | None
+    on_error: str
+    progress: Callable[[str], None]
+
+    @classmethod
+    def of(
+        cls,
+        passes: Sequence[str | Pass] | None,
+        dynamic_shapes: Any,
+        precision: str | None,
+        verify: Verify,
+        verify_inputs: Any,
+        tolerance: float | None,
+        on_error: str,
+        progress: Callable[[str], None] | None,
+    ) -> Settings:
+        """Check the settings, and find the passes; raise OptionError for what is wrong."""
+        if isinstance(passes, str):
+            raise OptionError(f"passes= takes a list; write passes=[{passes!r}].")
+        if isinstance(verify, str):
+            check_choice("verify", verify, VERIFY)
+        elif not callable(verify):
+            raise OptionError(f"verify must be one of {VERIFY}, or a function, not {verify!r}.")
+        check_choice("on_error", on_error, ON_ERROR)
+        if precision is not None:
+            check_choice("precision", precision, DTYPES)
+        chosen = default_passes() if passes is None else [resolve_pass(one) for one in passes]
+        return cls(
+            tuple(chosen), dynamic_shapes, precision, verify, verify_inputs, tolerance, on_error,
+            progress or (lambda text: None),
+        )  # fmt: skip
+
+
+def _compile(
+    model: Any, example_inputs: Any, backend: Backend, settings: Settings
+) -> CompiledModel:
+    graph, oracle = _optimize(model, example_inputs, settings)
+    settings.progress(f"lower to {backend.name}")
+    compiled = CompiledModel.lower(graph, backend)
     if oracle.mode != "off":
-        progress(f"verify {chosen.name}")
+        if any(one.effect is Effect.LOSSY for one in settings.passes):
+            oracle = oracle.since(graph)  # lowering must compute what the lossy passes made
+        settings.progress(f"verify {backend.name}")
         compiled.verify(oracle)
     return compiled
 
 
 def _optimize(
-    model: Any,
-    example_inputs: Any,
-    passes: list[Pass],
-    dynamic_shapes: Any,
-    precision: str | None,
-    verify: Verify,
-    verify_inputs: Any,
-    tolerance: float | None,
-    on_error: str,
-    progress: Callable[[str], None] | None,
+    model: Any, example_inputs: Any, settings: Settings
 ) -> tuple[GraphModule, Oracle]:
     """Capture (or copy), convert the precision, and run the passes under an oracle."""
-    if progress is not None:
-        progress("capture")
-    graph = capture(model, example_inputs, dynamic_shapes=dynamic_shapes)
-    reference = runner(graph)
-    is_model = isinstance(model, torch.nn.Module) and not isinstance(model, (GraphModule, ExportedProgram))
-    if is_model:
-        reference = model_runner(model, graph, bind_inputs(model, example_inputs))
+    settings.progress("capture")
+    inputs = bind_inputs(model, example_inputs) if _is_user_model(model) else example_inputs
+    graph = capture(model, inputs, dynamic_shapes=settings.dynamic_shapes)
+    if settings.precision is not None:
+        graph = retarget(graph, dtype=DTYPES[settings.precision])
     original = graph.copy()
-    if precision is not None:
-        graph = _convert(graph, precision)
-        original, reference = graph.copy(), runner(graph.copy())
-    elif not is_model:
-        reference = runner(original)
+    verify = settings.verify
     oracle = Oracle(
         mode=verify if isinstance(verify, str) else "final",
-        reference=reference,
+        reference=_reference(model, inputs, original, settings),
         original=original,
-        inputs=flat_inputs(graph, verify_inputs) if verify != "off" else [],
-        tolerance=tolerance,
+        inputs=flat_inputs(graph, settings.verify_inputs) if verify != "off" else [],
+        tolerance=settings.tolerance,
         accept=verify if callable(verify) else None,
     )
-    story = run_passes(graph, passes, oracle, on_error=on_error, progress=progress)
+    story = run_passes(
+        graph, settings.passes, oracle, on_error=settings.on_error, progress=settings.progress
+    )
     story.recipe = Recipe.of(
-        passes=passes, precision=precision, verify=verify, tolerance=tolerance,
-        on_error=on_error, dynamic_shapes=dynamic_shapes,
-    ).settings  # fmt: skip
+        passes=settings.passes,
+        precision=settings.precision,
+        verify=verify,
+        tolerance=settings.tolerance,
+        on_error=settings.on_error,
+        dynamic_shapes=settings.dynamic_shapes,
+    ).settings
     return graph, oracle
 
 
-def _convert(graph: GraphModule, precision: str) -> GraphModule:
-    from fxopt.dialect import retarget
-
-    dtypes = {
-        "fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64,
-    }  # fmt: skip
-    return retarget(graph, dtype=dtypes[precision])
+def _reference(model: Any, inputs: Any, original: GraphModule, settings: Settings) -> Run:
+    """Return what results are compared with: the user's own model, where it can be run."""
+    if _is_user_model(model) and settings.precision is None:
+        return model_runner(model, original, inputs)
+    return runner(original)
 
 
-def _resolve(passes: Sequence[str | Pass] | None) -> list[Pass]:
-    if isinstance(passes, str):
-        raise OptionError(f"passes= takes a list; write passes=[{passes!r}].")
-    return [resolve_pass(one) for one in passes] if passes is not None else default_passes()
+def _is_user_model(model: Any) -> bool:
+    return isinstance(model, torch.nn.Module) and not isinstance(model, GraphModule)
 
 
-def _check_settings(
-    verify: Verify, on_error: str, precision: str | None, calibration: Any
-) -> None:
-    if isinstance(verify, str):
-        check_choice("verify", verify, VERIFY)
-    elif not callable(verify):
-        raise OptionError(f"verify must be one of {VERIFY}, or a function, not {verify!r}.")
-    check_choice("on_error", on_error, ON_ERROR)
-    if precision is not None:
-        check_choice("precision", precision, PRECISIONS)
-    if calibration is not None:
-        raise OptionError(
-            "calibration= goes with precision='int8', which this version does not have yet."
-        )
-
-
-def _check_available(chosen: Backend) -> None:
-    missing = chosen.missing()
-    if missing is not None:
-        raise BackendUnavailable(f"The backend '{chosen.name}' is not installed. {missing}")
-
-
+def _unwrapped(model: Any) -> Any:
+    """Return the model that torch.compile wrapped, or the model itself."""
+    return getattr(model, "_orig_mod", model)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
+from fxopt import dialect
 from fxopt.backend import Backend, Executable
 from fxopt.errors import ArtefactError, FxoptError, OptionError, ShapeError, VerifyError
 from fxopt.graph_module import GraphModule
 from fxopt.inputs import Inputs, check_ready, forward_signature
 from fxopt.manifest import Manifest, read_manifest, write_manifest
-from fxopt.pipeline import Oracle
-from fxopt.registry import classes, resolve_backend
+from fxopt.pipeline import Oracle, check_captured, run_pass
+from fxopt.registry import check_available, classes, resolve_backend
 from fxopt.replay import replay
 from fxopt.report import Report
 from fxopt.signature import Signature
@@ -67,7 +68,8 @@ class CompiledModel:
         started = time.perf_counter()
         private = graph.copy()
         for one in backend.legalize:
-            one.run(private)
+            result = run_pass(one, private)
+            dialect.check(private, changed={*result.created, *result.changed})
         executable = backend.lower(private)
         signature = graph.info.signature
         assert signature is not None
@@ -89,24 +91,33 @@ class CompiledModel:
 
     def verify(self, oracle: Oracle) -> None:
         """Compare the lowered model with the oracle's reference; raise VerifyError."""
-        name, executable = self.backend.name, self.executable
-        if self.graph is not None and self.graph.info.mutated:  # runs advance its state
-            executable = CompiledModel.lower(self.graph, self.backend).executable
+        name = self.backend.name
+
+        def run(flat: Sequence[Any]) -> Sequence[Any]:
+            return self._without_history().run(*flat)
+
         verdict = compare(
-            f"{name} backend", lambda flat: executable.run(*flat), oracle.reference,
-            oracle.original, oracle.inputs, oracle.tolerance,
+            f"{name} backend", run, oracle.reference, oracle.original, oracle.inputs,
+            oracle.tolerance,
         )  # fmt: skip
         if self.story is not None:
             self.story.verifications.append(verdict)
         if not verdict.passed:
+            check_captured(oracle.original, replace(oracle, accept=None))
             raise VerifyError(
                 f"The backend '{name}' does not compute what the model does: max |Δ| / max "
-                f"|reference| is {verdict.error:.3g}, and the bound is {verdict.bound:.3g}. The "
-                "optimized graph itself was right, so this is the lowering's error. Use another "
+                f"|reference| is {verdict.error:.3g}, and the bound is {verdict.bound:.3g} "
+                f"({verdict.what}). The optimized graph itself was right, so this is the lowering's error. Use another "
                 "backend, or pass tolerance= if this error is acceptable."
             )
         if oracle.accept is not None and oracle.accept(self) is False:
             raise VerifyError(f"Your own acceptance refused the model lowered to '{name}'.")
+
+    def _without_history(self) -> Executable:
+        """Return what may be run without changing this model's state (a cache, a counter)."""
+        if self.graph is not None and self.graph.info.mutated:
+            return CompiledModel.lower(self.graph, self.backend).executable
+        return self.executable
 
     def save(self, path: str | Path) -> None:
         """Write one artefact; an existing file is replaced whole or not at all.
@@ -116,6 +127,13 @@ class CompiledModel:
         target = Path(path)
         if target.is_dir():
             raise ArtefactError(f"Cannot write '{target}': it is a folder. Give a file name.")
+        owners = [name for name, cls in classes("backends").items() if cls.suffix == target.suffix]  # type: ignore[attr-defined]
+        if owners and target.suffix != self.backend.suffix:
+            raise ArtefactError(
+                f"Cannot write '{target}': '{target.suffix}' is the suffix of the backend "
+                f"'{owners[0]}', and this model is lowered to '{self.backend.name}'. Name the file "
+                f"*{self.backend.suffix}, or compile with backend='{owners[0]}'."
+            )
         self.executable.save(target, write_manifest(self.signature, self.backend, self.story))
 
     def update(self, state_dict: Mapping[str, torch.Tensor]) -> None:
@@ -131,25 +149,34 @@ class CompiledModel:
         self.graph, self.executable = updated, renewed.executable
 
     def benchmark(self, *args: Any, rounds: int = 30, warmup: int = 5, **kwargs: Any) -> Benchmark:
-        """Measure the latency of calls, on the example inputs unless others are given."""
+        """Measure the latency of calls, on the example inputs unless others are given.
+
+        The model's state and the inputs stay as they are. Raises OptionError for `rounds` below 1.
+        """
+        if rounds < 1 or warmup < 0:
+            raise OptionError(f"benchmark() needs at least one round, not {rounds}.")
         if args or kwargs:
             flat = self.signature.flatten(args, kwargs)
         elif self.graph is not None:
             flat = list(self.graph.info.example_inputs)
         else:
             raise OptionError("A loaded model holds no example inputs; pass inputs to benchmark().")
-        for _ in range(warmup):
-            self.executable.run(*flat)
+        flat = [v.clone() if isinstance(v, torch.Tensor) else v for v in flat]
+        executable = self._without_history()
+        on_gpu = any(isinstance(v, torch.Tensor) and v.is_cuda for v in flat)
         times = []
-        for _ in range(rounds):
+        for turn in range(-warmup, rounds):
             started = time.perf_counter()
-            self.executable.run(*flat)
-            times.append((time.perf_counter() - started) * 1e3)
+            executable.run(*flat)
+            if on_gpu:
+                torch.cuda.synchronize()
+            if turn >= 0:
+                times.append((time.perf_counter() - started) * 1e3)
         low, middle, high = statistics.quantiles(times, n=4) if rounds > 1 else times * 3
         return Benchmark(middle, high - low, rounds)
 
     def visualize(self, path: str | Path) -> None:
-        """Write the optimized graph as a picture: a Graphviz `.dot` file."""
+        """Write the optimized graph as a picture; the suffix says which: dot, svg, png or pdf."""
         from fxopt.picture import visualize
 
         if self.graph is None:
@@ -162,7 +189,7 @@ class CompiledModel:
 
 
 class DeferredModel:
-    """A model without example inputs: each new set of input shapes is compiled at its first call.
+    """A model without example inputs: compiled for those inferred, and again for other shapes.
 
     At most `cache_size` shapes are kept, the most recently used.
     """
@@ -170,21 +197,30 @@ class DeferredModel:
     cache_size = 8
 
     def __init__(
-        self, model: torch.nn.Module, compile_for: Callable[[Inputs], CompiledModel]
+        self,
+        model: torch.nn.Module,
+        compile_for: Callable[[Inputs], CompiledModel],
+        inferred: Inputs | None = None,
     ) -> None:
         check_ready(model)
         self._model = model
         self._compile_for = compile_for
         self._compiled: dict[Any, CompiledModel] = {}
+        if inferred is not None:
+            self._compiled[self._key(inferred.args, inferred.kwargs)] = compile_for(inferred)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model, compiling it for shapes that were not seen yet."""
+    def _key(self, args: Any, kwargs: Any) -> Any:
+        """Return what calls that one compilation serves have in common."""
         try:
             bound = forward_signature(self._model).bind(*args, **kwargs)
         except TypeError as error:
             raise ShapeError(f"The call does not fit the model: {error}.") from None
         leaves, spec = pytree.tree_flatten((bound.args, bound.kwargs))
-        key = (str(spec), tuple(map(_leaf_key, leaves)))
+        return str(spec), tuple(map(_leaf_key, leaves))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model, compiling it for shapes that were not seen yet."""
+        key = self._key(args, kwargs)
         compiled = self._compiled.pop(key, None)
         if compiled is None:
             compiled = self._compile_for(Inputs(args, kwargs))
@@ -244,6 +280,7 @@ def load(path: str | Path, *, backend: Any = None, **options: Any) -> CompiledMo
             raise ArtefactError(f"'{source}' has an unknown suffix. Known: {known}.")
         backend = names[0]
     chosen = resolve_backend(backend, options)
+    check_available(chosen)
     executable, text = chosen.load(source)
     manifest: Manifest = read_manifest(text, source)
     graph = getattr(executable, "graph", None)

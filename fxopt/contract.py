@@ -42,6 +42,14 @@ class RuleCount:
     matched: int = 0
     rewritten: int = 0
 
+    def plus(self, other: RuleCount) -> RuleCount:
+        """Return the sum of two counts."""
+        return RuleCount(
+            self.tried + other.tried,
+            self.matched + other.matched,
+            self.rewritten + other.rewritten,
+        )
+
 
 @dataclass(frozen=True)
 class PassResult:
@@ -63,6 +71,21 @@ class PassResult:
     def modified(self) -> bool:
         """Whether the graph differs from what it was."""
         return bool(self.rewrites or self.created or self.erased or self.changed)
+
+    def plus(self, other: PassResult) -> PassResult:
+        """Return the record of this run and of another one, on another part of the graph."""
+        counts = dict(self.rules)
+        for name, count in other.rules.items():
+            counts[name] = counts.get(name, RuleCount()).plus(count)
+        return PassResult(
+            self.rewrites + other.rewrites,
+            self.misses + other.misses,
+            self.created + other.created,
+            self.erased + other.erased,
+            self.changed + other.changed,
+            {**self.origins, **other.origins},
+            counts,
+        )
 
 
 @runtime_checkable

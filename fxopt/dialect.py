@@ -10,7 +10,7 @@ import torch
 from torch import fx
 from torch._ops import HigherOrderOperator, OpOverload
 
-from fxopt.errors import DialectError
+from fxopt.errors import DialectError, OptionError
 from fxopt.graph_module import GraphModule
 from fxopt.normalize import canonical
 from fxopt.shapes import describe, fake_of, infer
@@ -66,7 +66,7 @@ _PLAIN_MODULES = {operator.getitem.__module__, "math", "torch", "torch.fx.experi
 
 
 def is_operator(target: Any) -> bool:
-    """Whether a call of `target` may stand in a graph: an ATen or custom operator, or arithmetic."""
+    """Whether `target` may be called in a graph: an ATen or custom operator, or arithmetic."""
     if isinstance(target, (OpOverload, HigherOrderOperator)):
         return True
     return callable(target) and getattr(target, "__module__", "") in _PLAIN_MODULES
@@ -144,14 +144,21 @@ CHECKS: tuple[Check, ...] = (
 
 
 def retarget(
-    graph: GraphModule, *, dtype: torch.dtype | None = None, device: str | torch.device | None = None
+    graph: GraphModule,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
 ) -> GraphModule:
     """Return a copy of the graph that computes in another floating dtype or on another device.
 
     Rewrites what `.to()` cannot reach: casts, factory calls, the signature and the example inputs.
-    Every floating dtype in the graph becomes `dtype`, so islands of another precision go.
+    Every floating dtype in the graph becomes `dtype`, so islands of another precision go; integers
+    and complex numbers stay what they are. Raises OptionError for another dtype or device.
     """
-    place = None if device is None else torch.device(device)
+    if dtype not in _FLOATS:
+        known = ", ".join(str(one) for one in _FLOATS if one is not None)
+        raise OptionError(f"A graph can be retargeted to {known}, not to {dtype!r}.")
+    place = None if device is None else _usable(device)
 
     def move(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -175,6 +182,21 @@ def retarget(
     return moved
 
 
+_FLOATS = (None, torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise OptionError(f"The device {str(device)!r} cannot be used here: {reason}") from None
+    if place.type == "meta":
+        raise OptionError("A graph cannot be moved to the meta device: its weights would be lost.")
+    return place
+
+
 def _retarget_nodes(graph: GraphModule, move: Callable[[Any], Any]) -> None:
     for tensor in graph.constants().values():
         tensor.data = move(tensor.data)
@@ -187,7 +209,8 @@ def _retarget_nodes(graph: GraphModule, move: Callable[[Any], Any]) -> None:
         elif node.op == "call_function":
             node.args = fx.node.map_aggregate(node.args, move)
             node.kwargs = fx.node.map_aggregate(node.kwargs, move)
-            if not isinstance(node.target, HigherOrderOperator) and node.target is not aten.copy_.default:
+            written = node.target is aten.copy_.default
+            if not written and not isinstance(node.target, HigherOrderOperator):
                 node.meta["val"] = infer(node.target, node.args, node.kwargs, mode)
 
 

@@ -22,7 +22,7 @@ from fxopt.errors import CaptureError
 _TORCH = str(Path(torch.__file__).parent)
 _TORCH_NN = str(Path(torch.nn.__file__).parent)
 _FORMS = (
-    "Write {'x': {0: 'batch'}}, or {0: 'batch'} for every tensor, or what torch.export.export takes."
+    "Write {'x': {0: 'batch'}}, or {0: 'batch'} for every tensor, or what torch.export takes."
 )
 
 
@@ -50,10 +50,10 @@ class _Entry:
 def make_dynamic(
     parameters: inspect.Signature, arguments: Mapping[str, Any], dynamic_shapes: Any
 ) -> tuple[dict[str, Any], Any]:
-    """Return the arguments with examples of at least 2, and their shapes as torch.export wants them.
+    """Return the arguments with examples of at least 2, and their shapes for torch.export.
 
-    `arguments` are bound: a name of `parameters` to a value. Raises CaptureError for a form, name or
-    dimension that does not fit.
+    `arguments` are bound: a name of `parameters` to a value. Raises CaptureError for a form, name
+    or dimension that does not fit.
     """
     spec = _by_name(parameters, arguments, dynamic_shapes)
     values, structure = pytree.tree_flatten(dict(arguments))
@@ -76,7 +76,7 @@ def make_dynamic(
 
 
 def _shape_tree(structure: pytree.TreeSpec, leaves: Iterator[Any]) -> Any:
-    """Nest the shapes of the leaves as torch.export does: classes of the user's own become lists."""
+    """Nest the shapes of the leaves as torch.export does: registered classes become lists."""
     if structure.is_leaf():
         return next(leaves)
     children = [_shape_tree(child, leaves) for child in structure.children()]
@@ -155,16 +155,17 @@ def _leaf_specs(value: Any, spec: Any, path: str) -> Iterator[tuple[Any, str]]:
         return
     positions = range(len(children))
     for position, (keys, child) in zip(positions, children, strict=True):
-        yield from _leaf_specs(child, _child(spec, keys[0], position, value, path), path + str(keys[0]))
+        part = _child(spec, keys[0], position, value, path)
+        yield from _leaf_specs(child, part, path + str(keys[0]))
     if isinstance(spec, (tuple, list)) and len(spec) != len(children):
         raise CaptureError(
             f"dynamic_shapes has {len(spec)} entries for '{path}', which has {len(children)}."
         )
-    unknown = set(spec) - {_key(keys[0]) for keys, _ in children} if isinstance(spec, Mapping) else ()
+    known = [_key(keys[0]) for keys, _ in children]
+    unknown = [key for key in spec if key not in known] if isinstance(spec, Mapping) else []
     if unknown:
         raise CaptureError(
-            f"dynamic_shapes names {sorted(map(repr, unknown))} in '{path}', which has "
-            f"{_names([_key(keys[0]) for keys, _ in children])}."
+            f"dynamic_shapes names {unknown[0]!r} in '{path}', which has {_names(known)}."
         )
 
 
@@ -297,8 +298,9 @@ def conditions(mode: Any, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], set[A
     env = getattr(mode, "shape_env", None)
     if env is None:
         return (), set()
-    sizes = [size for leaf in leaves if hasattr(leaf, "shape") for size in (*leaf.shape, leaf.symbol)]
-    known = set().union(*(getattr(size, "free_symbols", ()) for size in sizes))
+    tensors = [leaf for leaf in leaves if hasattr(leaf, "shape")]
+    sizes = [size for leaf in tensors for size in (*leaf.shape, leaf.symbol)]
+    known: set[Any] = set().union(*(getattr(size, "free_symbols", ()) for size in sizes))
     kept: dict[Any, None] = {}
     small: set[Any] = set()
     for guard in env.guards:
@@ -311,7 +313,8 @@ def conditions(mode: Any, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], set[A
 
 def _is_about_small_sizes(condition: Any) -> bool:
     """Whether a condition sets small sizes apart: it is no equation, and holds for larger ones."""
-    if isinstance(condition, sympy.Eq) or not isinstance(condition, sympy.core.relational.Relational):
+    relation = isinstance(condition, sympy.core.relational.Relational)
+    if not relation or isinstance(condition, sympy.Eq):
         return False
     larger = (dict.fromkeys(condition.free_symbols, size) for size in (2, 3, 5, 64))
     return any(side in (0, 1, 2) for side in condition.args) or all(

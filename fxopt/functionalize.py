@@ -23,6 +23,7 @@ from torch import fx
 
 from fxopt.errors import CaptureError
 from fxopt.normalize import Call
+from fxopt.shapes import describe
 
 aten = torch.ops.aten
 Emit = Callable[..., fx.Node]  # emit(target, *args, **kwargs): a new node in canonical spelling
@@ -45,7 +46,7 @@ class Ref:
     version: int = 0
     parent: Ref | None = None
     view: Callable[[Any], Any] | None = None  # (parent value) -> value
-    scatter: Callable[[Any, Any], fx.Node] | None = None  # (parent value, new value) -> parent value
+    scatter: Callable[[Any, Any], fx.Node] | None = None  # (parent, new) -> parent
     is_whole: bool = False  # it shows its parent unchanged
 
     def read(self) -> Any:
@@ -63,8 +64,9 @@ class Ref:
             chain.append(chain[-1].parent)
         lacking = [i for i, ref in enumerate(chain[:-1]) if ref.scatter is None]
         if lacking:
-            views, top = chain[: lacking[-1] + 1], chain[lacking[-1] + 1]
-            top.write(_scatter_by_position(top.read(), views[::-1], value, emit, where), emit, where)
+            views, top = chain[lacking[-1] :: -1], chain[lacking[-1] + 1]
+            written = _scatter_by_position(top.read(), views, value, emit, where)
+            top.write(written, emit, where)
         elif self.parent is None or self.scatter is None:
             self.storage.version += 1
         else:
@@ -79,8 +81,8 @@ def _scatter_by_position(
     """Return `base` with `value` in the places that `views`, applied in turn, show of it."""
     if any(ref.value.meta["val"].dtype != base.meta["val"].dtype for ref in views):
         raise CaptureError(
-            f"A write through a view of another dtype that fxopt cannot follow. {where} Write to the "
-            "tensor itself, or to a clone of the view."
+            f"A write through a view of another dtype that fxopt cannot follow. {where} Write to "
+            "the tensor itself, or to a clone of the view."
         )
     sizes = sizes_of(base, emit)
     flat = emit(aten.reshape.default, base, [-1])
@@ -116,7 +118,7 @@ def alias_of(node: fx.Node) -> fx.Node | None:
     if node.target in _HIDDEN_ALIASES:
         return None if node.args[2] is True else _node(node.args[0])
     if node.target is aten.type_as.default:
-        source, other = node.args[0].meta["val"], node.args[1].meta["val"]
+        source, other = (describe(argument) for argument in node.args[:2])
         same = source.dtype == other.dtype and source.device == other.device
         return _node(node.args[0]) if same else None
     storages = _storages(node.meta.get("val"))
@@ -133,7 +135,7 @@ def returns_argument(node: fx.Node) -> bool:
     if alias_of(node) is None:
         return False
     if node.target in _RETURN_ARGUMENT_OF_SAME_RANK:
-        return bool(node.meta["val"].dim() == node.args[0].meta["val"].dim())  # type: ignore[union-attr]
+        return bool(node.meta["val"].dim() == describe(node.args[0]).dim())
     return node.target in _HIDDEN_ALIASES or node.target in _RETURN_ARGUMENT
 
 
@@ -245,7 +247,8 @@ def _inverse_of_part(
         dim = parts.args[1]
         return lambda base, new: emit(aten.select_scatter.default, base, new, dim, index)
     if parts.target is aten.split_with_sizes.default:
-        sizes, dim = parts.args[1], parts.args[2]
+        sizes: Any = parts.args[1]
+        dim = parts.args[2]
         ends = list(accumulate(sizes))
         start = ends[index] - sizes[index]
         return lambda base, new: emit(
@@ -283,7 +286,8 @@ def functional(target: Any) -> tuple[Any, str] | None:
     None where there is none: `set_`, `resize_` and custom operators that write.
     """
     schema = target._schema
-    written = [a.name for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    arguments = [a for a in schema.arguments if a.alias_info is not None]
+    written = [a.name for a in arguments if a.alias_info.is_write]
     if len(written) != 1 or target.namespace != "aten":
         return None
     if target in _BY_HAND:

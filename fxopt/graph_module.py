@@ -53,7 +53,7 @@ class GraphInfo:
 
 
 class Part(torch.nn.Module):
-    """A module on the path to a constant. Handing out weights copies them first, as for the graph."""
+    """A module on the path to a constant; it hands out weights as the graph itself does."""
 
     def __init__(self, graph: GraphModule) -> None:
         super().__init__()
@@ -131,7 +131,8 @@ class GraphModule(fx.GraphModule):
     def __str__(self) -> str:
         from fxopt.text import graph_text
 
-        return f"{self.info.model_name}:\n{graph_text(self)}" if "fxopt" in self.meta else "GraphModule()"
+        name = self.info.model_name if "fxopt" in self.meta else "graph"
+        return f"{name}:\n{graph_text(self)}"
 
     __repr__ = __str__
 
@@ -208,13 +209,19 @@ class GraphModule(fx.GraphModule):
         return value
 
     def constants(self) -> dict[str, torch.Tensor]:
-        """Return every constant tensor by name, without copying shared storage."""
+        """Return every constant tensor by name; those of sub-graphs are theirs.
+
+        Shared storage stays shared: whoever wants to write calls `own_storage` first.
+        """
         found = {}
-        for prefix, module in self.named_modules():
-            dot = prefix + "." if prefix else ""
+        pending: list[tuple[str, torch.nn.Module]] = [("", self)]
+        while pending:
+            dot, module = pending.pop()
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
                 if tensor is not None:
                     found[dot + name] = tensor
+            children = [(f"{dot}{name}.", m) for name, m in module._modules.items() if m is not None]
+            pending += [child for child in children[::-1] if not isinstance(child[1], GraphModule)]
         return found
 
     def set_constant(self, name: str, value: Any, *, persistent: bool = True) -> None:
@@ -287,13 +294,11 @@ class GraphModule(fx.GraphModule):
         info = self.meta.get("fxopt")
         if info is None or not info.shares_storage:
             return
-        copies: dict[int, torch.Tensor] = {}
-        with torch.no_grad():
-            for tensor in self.constants().values():
-                if id(tensor) not in copies:
-                    copies[id(tensor)] = tensor
-                    tensor.data = tensor.detach().clone(memory_format=torch.preserve_format)
+        for tensor in {id(tensor): tensor for tensor in self.constants().values()}.values():
+            tensor.data = tensor.detach().clone(memory_format=torch.preserve_format)
         info.shares_storage = False
+        for subgraph in self.subgraphs():
+            subgraph.own_storage()
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Any]]:
         """Hand out the parameters; whoever takes them may write, so storage is copied first."""

@@ -98,7 +98,8 @@ def _from_hugging_face(model: Any) -> Iterator[Inputs]:
 def _from_torchvision(model: Any) -> Iterator[Inputs]:
     if type(model).__module__.startswith("torchvision.models."):
         if not any(isinstance(m, torch.nn.Conv3d) for m in model.modules()):
-            yield _image(model, (3, 299, 299) if type(model).__name__ == "Inception3" else (3, 224, 224))
+            side = 299 if type(model).__name__ == "Inception3" else 224
+            yield _image(model, (3, side, side))
 
 
 def _from_first_layer(model: torch.nn.Module) -> Iterator[Inputs]:
@@ -206,12 +207,15 @@ def check_ready(model: Any) -> None:
         if tensor.is_quantized or tensor.layout is not torch.strided:
             kind = "quantized" if tensor.is_quantized else "sparse"
             raise CaptureError(
-                f"'{name}' is {kind}, and only dense tensors can be part of a graph. Store it dense: "
-                f"{'.dequantize()' if tensor.is_quantized else '.to_dense()'}."
+                f"'{name}' is {kind}, and only dense tensors can be part of a graph. Store it "
+                f"dense: {'.dequantize()' if tensor.is_quantized else '.to_dense()'}."
             )
 
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.layout)
+_PLAIN = (
+    bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.layout,
+    torch.memory_format, torch.ScriptObject,
+)  # fmt: skip
 
 
 def check_input(path: str, value: Any) -> None:
@@ -230,14 +234,13 @@ def check_input(path: str, value: Any) -> None:
             )
     elif type(value).__module__.split(".")[0] == "numpy":
         raise CaptureError(
-            f"Input '{path}' is a {type(value).__name__} of numpy. Pass a tensor: "
-            "torch.as_tensor(...)."
+            f"Input '{path}' is a numpy.{type(value).__name__}. Pass torch.as_tensor({path})."
         )
-    elif not isinstance(value, (*_PLAIN, torch.memory_format, torch.ScriptObject)):
+    elif not isinstance(value, _PLAIN):
         raise CaptureError(
-            f"Input '{path}' is a {type(value).__name__}. Inputs are tensors, numbers, strings, None "
-            "and containers of these: a list, dict, named tuple, dataclass, or a class registered "
-            "with torch.utils._pytree.register_pytree_node."
+            f"Input '{path}' has the type {type(value).__name__}. Inputs are tensors, numbers, "
+            "strings, None and containers of these: a list, dict, named tuple, dataclass, or a "
+            "class registered with torch.utils._pytree.register_pytree_node."
         )
 
 

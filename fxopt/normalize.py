@@ -39,7 +39,8 @@ Describe = Callable[[Any], Any]  # from an argument to its fake tensor; None whe
 @functools.lru_cache(maxsize=None)
 def _arguments(target: OpOverload) -> tuple[tuple[tuple[str, Any, bool], ...], tuple[Any, ...]]:
     """Return ((name, default, has_default) of positional arguments, same of keyword-only ones)."""
-    positional, keyword = [], []
+    positional: list[tuple[str, Any, bool]] = []
+    keyword: list[tuple[str, Any, bool]] = []
     for argument in target._schema.arguments:
         row = (argument.name, argument.default_value, argument.has_default_value())
         (keyword if argument.kwarg_only else positional).append(row)
@@ -138,6 +139,9 @@ _RANK_PLUS_ONE = {aten.unsqueeze.default, aten.stack.default, aten.diag_embed.de
 _DIM_NAMES = ("dim", "dim0", "dim1", "dim2", "dims", "start_dim", "end_dim", "axis0", "axis1")
 
 
+_DIM_KINDS = ("int", "Optional[int]", "List[int]", "Optional[List[int]]")
+
+
 @functools.lru_cache(maxsize=None)
 def _dim_positions(target: OpOverload) -> tuple[int, ...]:
     """Return the positions of the arguments that count dimensions of the first tensor."""
@@ -149,7 +153,7 @@ def _dim_positions(target: OpOverload) -> tuple[int, ...]:
     found = []
     for position, name in enumerate(names):
         kind = str(target._schema.arguments[position].type)
-        if name in _DIM_NAMES and kind in ("int", "Optional[int]", "List[int]", "Optional[List[int]]"):
+        if name in _DIM_NAMES and kind in _DIM_KINDS:
             found.append(position)
     return tuple(found)
 
@@ -247,9 +251,9 @@ def _rename(target: Any) -> Spell:
     return lambda call, describe: Call(target, call.args, call.kwargs)
 
 
-for _old, _new in _SAME_ARGUMENTS.items():
-    if _new is not None:
-        _SPELLINGS[_overload(_old)] = _rename(_overload(_new))
+for _old, _canonical in _SAME_ARGUMENTS.items():
+    if _canonical is not None:
+        _SPELLINGS[_overload(_old)] = _rename(_overload(_canonical))
 
 
 def _permute(x: Any, dims: list[int]) -> Call:
@@ -286,8 +290,10 @@ def _matrix_transpose(call: Call, describe: Describe) -> Call:
 def _movedim(call: Call, describe: Describe) -> Call:
     x, source, destination = call.args
     rank = _rank(x, describe)
-    sources = [_wrap(d, rank) for d in ([source] if isinstance(source, int) else source)]
-    places = [_wrap(d, rank) for d in ([destination] if isinstance(destination, int) else destination)]
+    if isinstance(source, int):
+        source, destination = [source], [destination]
+    sources = [_wrap(d, rank) for d in source]
+    places = [_wrap(d, rank) for d in destination]
     rest = iter(d for d in range(rank) if d not in sources)
     at = dict(zip(places, sources, strict=True))
     return _permute(x, [at[d] if d in at else next(rest) for d in range(rank)])
@@ -306,7 +312,7 @@ def _slice(call: Call, describe: Describe) -> Call:
     start = 0 if start is None else start
     end = INT_MAX if end is None else end
     value = describe(x)
-    size = None if value is None else value.shape[dim]
+    size: Any = None if value is None else value.shape[dim]
     if is_static(size):
         if isinstance(start, int) and start < 0:
             start = max(start + size, 0)
@@ -389,6 +395,9 @@ def _to(call: Call, describe: Describe) -> Call:
     elif dtype is None:
         raise ShapeNeeded
     if device is None:
+        copies = given.get("copy") or call.target is aten._to_copy.default
+        if copies and value is not None and value.dtype == dtype:
+            return Call(aten.clone.default, (x,), {"memory_format": given.get("memory_format")})
         return Call(aten.to.dtype, (x, dtype, False, False, None), {})
     return Call(aten.to.device, (x, torch.device(device), dtype, False, False, None), {})
 
@@ -460,11 +469,14 @@ def _named_padding(call: Call, describe: Describe) -> Call:
     x, weight, bias, stride, padding, dilation, groups = call.args
     kernel = [int(k) for k in _value(weight, describe).shape[2:]]
     dilations = list(dilation) * (len(kernel) if len(dilation) == 1 else 1)
-    total = [0 if padding == "valid" else d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
+    total = [
+        0 if padding == "valid" else d * (k - 1) for d, k in zip(dilations, kernel, strict=True)
+    ]
     if any(t % 2 for t in total):
         return call  # asymmetric: no equal spelling as one convolution
     pads = [t // 2 for t in total]
-    return Call(_PADDING_BY_NAME[call.target], (x, weight, bias, stride, pads, dilation, groups), {})
+    target = _PADDING_BY_NAME[call.target]
+    return Call(target, (x, weight, bias, stride, pads, dilation, groups), {})
 
 
 _POOLS = {

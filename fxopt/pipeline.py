@@ -14,7 +14,7 @@ from fxopt.errors import FxoptError, OptionError, PreconditionError, VerifyError
 from fxopt.graph_module import GraphModule
 from fxopt.rewrite import fuel
 from fxopt.story import Recorder, Step, Story, Verification
-from fxopt.text import text_diff
+from fxopt.text import graph_text, text_diff
 from fxopt.verify import Run, compare, runner
 
 log = logging.getLogger("fxopt")
@@ -116,8 +116,7 @@ class _Run:
         before = self.story.final
         started = time.perf_counter()
         try:
-            _check_preconditions(one, self.graph)
-            result = _run_on_all(one, self.graph)
+            result = run_pass(one, self.graph)
             seconds = time.perf_counter() - started
             dialect.check(self.graph, changed={*result.created, *result.changed})
         except Exception as error:
@@ -196,28 +195,34 @@ class _Run:
 def find_guilty(start: GraphModule, passes: Sequence[Pass], oracle: Oracle) -> tuple[Pass, str]:
     """Run `passes` again on a copy of `start`; return the first that breaks it, and the words."""
     graph = start.copy()
-    if not oracle.judge(graph, "captured graph").passed:
-        verdict = replace(oracle, accept=None).judge(graph)
-        if verdict.passed:
-            raise VerifyError(
-                "Your own acceptance refuses the graph even before the first pass, though it "
-                "computes what the model does."
-            )
-        raise VerifyError(
-            "The captured graph does not compute what the model does, before any pass: max |Δ| "
-            f"/ max |reference| is {verdict.error:.3g}, and the bound is {verdict.bound:.3g}. This is "
-            "a bug of capture, unless the model is random or depends on earlier calls; then pass "
-            "verify='off' or a tolerance."
-        )
+    check_captured(graph, oracle)
     for one in passes:
         before = graph.copy()
-        _run_on_all(one, graph)
+        run_pass(one, graph)
         verdict = oracle.judge(graph)
         if not verdict.passed:
             return one, _guilty_message(one, before, oracle, verdict)
     raise VerifyError(
         "The optimized graph differs from the original, but no single pass does when the passes "
         "are run again: one of them is not deterministic. Run with verify='each'."
+    )
+
+
+def check_captured(graph: GraphModule, oracle: Oracle) -> None:
+    """Raise VerifyError where a graph differs from the reference before any pass has run on it."""
+    if oracle.judge(graph, "captured graph").passed:
+        return
+    verdict = replace(oracle, accept=None).judge(graph)
+    if verdict.passed:
+        raise VerifyError(
+            "Your own acceptance refuses the graph even before the first pass, though it "
+            "computes what the model does."
+        )
+    raise VerifyError(
+        "The captured graph does not compute what the model does, before any pass: max |Δ| "
+        f"/ max |reference| is {verdict.error:.3g}, and the bound is {verdict.bound:.3g}. This is "
+        "a bug of capture, unless the model is random or depends on earlier calls; then pass "
+        "verify='off' or a tolerance."
     )
 
 
@@ -229,21 +234,20 @@ def _guilty_message(
     def broken(rewrites: int) -> bool:
         graph = before.copy()
         with fuel(rewrites):
-            _run_on_all(one, graph)
+            run_pass(one, graph)
         return not oracle.judge(graph).passed
 
-    total = _run_on_all(one, before.copy()).rewrites
+    total = run_pass(one, before.copy()).rewrites
     low, high = 0, total  # with `low` rewrites it is right, with `high` it is wrong
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if broken(middle) else (middle, high)
     right, wrong = before.copy(), before.copy()
     with fuel(high - 1):
-        _run_on_all(one, right)
+        run_pass(one, right)
     with fuel(high):
-        _run_on_all(one, wrong)
-    recorder = Recorder()
-    difference = text_diff(recorder.snapshot(right).text, Recorder().snapshot(wrong).text, context=0)
+        run_pass(one, wrong)
+    difference = text_diff(graph_text(right), graph_text(wrong), context=0)
     lines = [line for line in difference if line[:3] not in ("---", "+++") and line[:2] != "@@"]
     return (
         f"Pass '{one.name}' changed what the model computes: max |Δ| / max |reference| is "
@@ -261,13 +265,16 @@ def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
         raise OptionError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}.")
 
 
-def _run_on_all(one: Pass, graph: GraphModule) -> PassResult:
-    """Run a pass on the sub-graphs of control flow, then on the graph itself."""
-    inner = [one.run(subgraph) for subgraph in graph.subgraphs()]
-    result = one.run(graph)
-    if not any(part.modified for part in inner):
-        return result
-    return replace(result, rewrites=result.rewrites + sum(part.rewrites for part in inner))
+def run_pass(one: Pass, graph: GraphModule) -> PassResult:
+    """Run a pass on the sub-graphs of control flow, then on the graph itself.
+
+    Raises PreconditionError where the graph is not what the pass needs.
+    """
+    _check_preconditions(one, graph)
+    result = PassResult()
+    for part in (*graph.subgraphs(), graph):
+        result = result.plus(one.run(part))
+    return result
 
 
 def _check_preconditions(one: Pass, graph: GraphModule) -> None:

@@ -6,14 +6,20 @@ import ast
 import functools
 import importlib
 import importlib.metadata
+import logging
 import pkgutil
 import types
 import typing
 from dataclasses import fields, is_dataclass
 from types import ModuleType
-from typing import Any, get_args, get_origin
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
-from fxopt.errors import OptionError, unknown_name
+from fxopt.errors import BackendUnavailable, OptionError, unknown_name
+
+if TYPE_CHECKING:
+    from fxopt.backend import Backend
+
+log = logging.getLogger("fxopt")
 
 
 @functools.cache
@@ -37,10 +43,13 @@ def classes(kind: str) -> dict[str, type]:
         value
         for module in modules
         for value in vars(module).values()
-        if isinstance(value, type) and value.__module__.startswith(module.__name__)
+        if isinstance(value, type) and f"{value.__module__}.".startswith(f"{module.__name__}.")
     ]
     for point in importlib.metadata.entry_points(group=f"fxopt.{kind}"):
-        candidates.append(point.load())
+        try:
+            candidates.append(point.load())
+        except Exception as error:  # a plugin of somebody else's must not take everything down
+            log.warning("the plugin %s cannot be loaded: %s: %s", point, type(error).__name__, error)
     for cls in candidates:
         name = getattr(cls, "name", None)
         if isinstance(name, str) and is_dataclass(cls):
@@ -48,6 +57,13 @@ def classes(kind: str) -> dict[str, type]:
                 raise OptionError(f"Two {kind} are called '{name}': {found[name]} and {cls}.")
             found[name] = cls
     return found
+
+
+def check_available(backend: Backend) -> None:
+    """Raise BackendUnavailable, with what to install, where a backend's engine is missing."""
+    missing = backend.missing()
+    if missing is not None:
+        raise BackendUnavailable(f"The backend '{backend.name}' is not installed. {missing}")
 
 
 def resolve_pass(spec: Any) -> Any:
@@ -102,9 +118,10 @@ def _parse(spec: str, word: str) -> tuple[str, dict[str, Any]]:
         return name, {}
     try:
         call = ast.parse(f"_({rest}", mode="eval").body
-        assert isinstance(call, ast.Call) and not call.args
-        return name.strip(), {k.arg or "": ast.literal_eval(k.value) for k in call.keywords}
-    except (SyntaxError, ValueError, AssertionError):
+        if isinstance(call, ast.Call) and not call.args:
+            return name.strip(), {k.arg or "": ast.literal_eval(k.value) for k in call.keywords}
+        raise ValueError(spec)
+    except (SyntaxError, ValueError):
         raise OptionError(
             f"Cannot read the {word} '{spec}'. Write name(option=value, …) with plain values."
         ) from None

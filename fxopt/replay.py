@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from fxopt.errors import OptionError
-from fxopt.graph_module import GraphModule
+from fxopt.graph_module import GraphModule, Recipe
 
 
 def replay(graph: GraphModule, state_dict: Mapping[str, torch.Tensor]) -> GraphModule:
@@ -35,7 +35,7 @@ def replay(graph: GraphModule, state_dict: Mapping[str, torch.Tensor]) -> GraphM
             elif name in info.held:
                 known[name] = info.held[name].detach()
             elif name in made:
-                known[name] = made[name].compute(*map(value, made[name].sources))
+                known[name] = _computed(made[name], [value(source) for source in made[name].sources])
             else:
                 raise OptionError(
                     f"The state_dict has no '{name}', which the optimized weights were computed "
@@ -58,6 +58,10 @@ def _given(
     graph: GraphModule, state_dict: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Return the new values of the captured state, by the names that the graph knows."""
+    if not isinstance(state_dict, Mapping):
+        raise OptionError(
+            f"update() takes a state_dict, not a {type(state_dict).__name__}. Pass model.state_dict()."
+        )
     given = {}
     for name in sorted(graph.info.state - graph.info.mutated):
         found = [n for n in graph.info.ties.get(name, (name,)) if n in state_dict]
@@ -68,6 +72,19 @@ def _given(
             )
         given[name] = state_dict[found[0]].detach()
     return given
+
+
+def _computed(recipe: Recipe, sources: list[torch.Tensor]) -> torch.Tensor:
+    try:
+        return recipe.compute(*sources)
+    except RuntimeError as error:
+        shapes = ", ".join(
+            f"{name} {tuple(tensor.shape)}" for name, tensor in zip(recipe.sources, sources, strict=True)
+        )
+        raise OptionError(
+            f"'{recipe.name}' cannot be computed from {shapes}: {error}. The state_dict must be of "
+            "the same architecture and dtype."
+        ) from None
 
 
 def _assign(name: str, tensor: torch.Tensor, value: torch.Tensor) -> None:

@@ -25,11 +25,16 @@ class Recipe:
         """Collect settings; those that are at their defaults are left out."""
         defaults = {"verify": "final", "on_error": "raise"}
         kept = {k: v for k, v in settings.items() if v is not None and defaults.get(k) != v}
-        return cls({"passes": [spec_of(one) for one in passes], **kept})
+        plain = {k: v for k, v in kept.items() if _is_plain(v)}
+        missing = {"to_add": sorted(set(kept) - set(plain))} if len(plain) < len(kept) else {}
+        return cls({"passes": [spec_of(one) for one in passes], **plain, **missing})
 
     def toml(self) -> str:
-        """Return the recipe as a TOML file."""
-        return "".join(f"{key} = {_toml(value)}\n" for key, value in self.settings.items())
+        """Return the recipe as a TOML file; what a file cannot hold is named in a comment."""
+        lines = [f"{k} = {_toml(v)}\n" for k, v in self.settings.items() if k != "to_add"]
+        for name in self.settings.get("to_add", ()):
+            lines.append(f"# {name}= was an object that a file cannot hold: pass it again\n")
+        return "".join(lines)
 
 
 def spec_of(one: Any) -> str:
@@ -38,6 +43,15 @@ def spec_of(one: Any) -> str:
 
     options = ", ".join(f"{key}={value!r}" for key, value in options_of(one).items())
     return f"{one.name}({options})" if options else str(one.name)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value can be written into a file and read back as the same."""
+    if isinstance(value, dict):
+        return all(isinstance(k, (str, int)) and _is_plain(v) for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return isinstance(value, (str, int, float, bool))
 
 
 def _toml(value: Any) -> str:

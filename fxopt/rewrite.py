@@ -63,10 +63,9 @@ class Rewriter:
     ) -> fx.Node:
         """Insert a call in its canonical spelling and return its node, with its shape known.
 
-        `like` names a node of the same shape, dtype and device, which saves computing them.
-
         `origin` names the nodes it stands for (default: `before`): module path and source line
-        are taken from the first. A call that would return its argument unchanged inserts nothing
+        are taken from the first. `like` names a node of the same shape, dtype and device, which
+        saves computing them. A call that would return its argument unchanged inserts nothing
         and returns that argument.
         """
         call = canonical(target, args, kwargs, describe)
@@ -132,10 +131,6 @@ class Rewriter:
         self.graph.info.recipes.append(Recipe(unique, names, compute))
         return self._get_attr(unique, tensor, before, origin)
 
-    def get_attr(self, name: str, *, before: fx.Node, origin: fx.Node | None = None) -> fx.Node:
-        """Insert another reference to a constant that is already there."""
-        return self._get_attr(name, self.graph.constant(name), before, origin)
-
     # -- committing ---------------------------------------------------------------------------
 
     def replace(self, old: fx.Node | Mapping[fx.Node, fx.Node], new: fx.Node | None = None) -> bool:
@@ -148,6 +143,7 @@ class Rewriter:
         for before, after in pairs.items():
             assert after is not None
             _check_same_value(before, after)
+        built = set(self._uncommitted)
         if not self._spend():
             return False
         for before, after in pairs.items():
@@ -158,7 +154,7 @@ class Rewriter:
             for user in before.users:
                 if user not in self._created:
                     self._changed[user.name] = None
-            _redirect(before, after)
+            _redirect(before, after, built)
         for before in pairs:
             self._erase_cone(before)
         return True
@@ -281,9 +277,9 @@ class Rewriter:
         self.graph.graph.erase_node(node)
 
 
-def _redirect(old: fx.Node, new: fx.Node) -> None:
-    """Let all users of `old` use `new`; the use that `new` itself makes of `old` stays."""
-    old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+def _redirect(old: fx.Node, new: fx.Node, built: set[fx.Node]) -> None:
+    """Let all users of `old` use `new`, but those that were built for this very rewrite."""
+    old.replace_all_uses_with(new, delete_user_cb=lambda user: user not in built)
 
 
 def _origins(origin: fx.Node | Iterable[fx.Node] | None, default: fx.Node) -> tuple[fx.Node, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import sympy
 import torch
@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fxopt.errors import ShapeError
 
-Dim = int | sympy.Expr
+Dim: TypeAlias = int | sympy.Expr
 Ranges = Mapping[str, tuple[int, int | None]]
 
 
@@ -148,7 +148,12 @@ class Signature:
         sizes[symbol] = size
 
     def _check_expression(
-        self, leaf: TensorLeaf, axis: int, expression: sympy.Expr, actual: int, sizes: dict[Any, int]
+        self,
+        leaf: TensorLeaf,
+        axis: int,
+        expression: sympy.Expr,
+        actual: int,
+        sizes: dict[Any, int],
     ) -> None:
         """Compare a size with the expression of other sizes that it must be."""
         missing = expression.free_symbols - sizes.keys()
@@ -175,7 +180,7 @@ class Signature:
             return
         for guard in self.guards:
             if guard.subs(sizes) == sympy.false:
-                given = ", ".join(f"{self._named(symbol)} = {size}" for symbol, size in sizes.items())
+                given = ", ".join(f"{self._named(s)} = {size}" for s, size in sizes.items())
                 raise ShapeError(
                     f"The model was captured for sizes with {self._named(guard)}, and the call has "
                     f"{given}. It may take another way for these: compile again with such "
@@ -188,29 +193,34 @@ class Signature:
         """Return an expression in the user's terms: `x.shape[0] + 1` for `s77 + 1`."""
         return expression.subs({s: sympy.Symbol(name) for s, name in self._origins.items()})
 
-    def _dimension_error(self, leaf: TensorLeaf, axis: int, expected: str, actual: int) -> ShapeError:
+    def _dimension_error(
+        self, leaf: TensorLeaf, axis: int, expected: str, actual: int
+    ) -> ShapeError:
         if axis < 0:
             return ShapeError(
                 f"Argument '{leaf.path}' is {actual}, but the graph was captured for {expected}."
             )
-        shape = ", ".join(
-            "any" if self._origins.get(size) == f"{leaf.path}.shape[{i}]" else str(self._named(size))
-            if not isinstance(size, int) else str(size)
-            for i, size in enumerate(leaf.shape)
-        )
         advice = ""
         if isinstance(leaf.shape[axis], int):
-            name = leaf.path.split(".")[0].split("[")[0]
-            advice = f", or make the dimension dynamic: dynamic_shapes={{'{name}': {{{axis}: 'size'}}}}"
-            if name != leaf.path:
-                advice = ", or make the dimension dynamic with dynamic_shapes="
+            advice = ", or make the dimension dynamic with dynamic_shapes="
+            if leaf.path.isidentifier():
+                advice += f"{{'{leaf.path}': {{{axis}: 'size'}}}}"
         return ShapeError(
             f"Argument '{leaf.path}': dimension {axis} is {actual}, but the graph was captured for "
-            f"{expected} (shape ({shape})). Compile again with such example_inputs{advice}."
+            f"{expected} (shape {self._shape_text(leaf)}). Compile again with such "
+            f"example_inputs{advice}."
         )
 
+    def _shape_text(self, leaf: TensorLeaf) -> str:
+        """Return the captured shape; a size that is free to change is `any`."""
+        parts = []
+        for axis, size in enumerate(leaf.shape):
+            text = str(size if isinstance(size, int) else self._named(size))
+            parts.append("any" if text == f"{leaf.path}.shape[{axis}]" else text)
+        return f"({', '.join(parts)})"
+
     def admitting(self, flat: Sequence[Any]) -> Signature:
-        """Return a signature that allows the sizes of `flat`, too, where they are 0 or 1; or self."""
+        """Return a signature that allows the sizes 0 and 1 in `flat`, too; self where it does."""
         sizes: dict[Any, int] = {}
         for leaf, value in zip(self.tensors, flat, strict=True):
             actual = (*value.shape, None) if isinstance(value, torch.Tensor) else (value,)
@@ -219,11 +229,13 @@ class Signature:
                     sizes.setdefault(symbol, size)
         small = {str(symbol): size for symbol, size in sizes.items() if size < 2}
         ranges = {
-            name: (min(low, small.get(name, low)), high) for name, (low, high) in self.ranges.items()
+            name: (min(low, small.get(name, low)), high)
+            for name, (low, high) in self.ranges.items()
         }
+        about_small = {g for g in self.guards if {str(s) for s in g.free_symbols} & small.keys()}
         guards = tuple(
             guard for guard in self.guards
-            if guard.subs(sizes) != sympy.false or not {str(s) for s in guard.free_symbols} & small.keys()
+            if guard.subs(sizes) != sympy.false or guard not in about_small
         )
         if ranges == self.ranges and guards == self.guards:
             return self
@@ -259,7 +271,8 @@ class Signature:
                 else:
                     arguments[name] = parameter.default
         for name, value in arguments.items():
-            if name not in self.names and not _same(self.parameters.parameters[name].default, value):
+            default = self.parameters.parameters[name].default
+            if name not in self.names and not _same(default, value):
                 raise ShapeError(
                     f"Argument '{name}' was not given when the model was captured, so its default "
                     f"is baked in. Compile again with '{name}' among the example_inputs."
@@ -284,14 +297,14 @@ class Signature:
             )
         if value.layout is not torch.strided:
             raise ShapeError(
-                f"Argument '{leaf.path}' is a sparse tensor, and the graph takes dense ones. Convert "
-                "it with .to_dense()."
+                f"Argument '{leaf.path}' is a sparse tensor, and the graph takes dense ones. "
+                "Convert it with .to_dense()."
             )
         if value.dim() != len(leaf.shape):
             raise ShapeError(
                 f"Argument '{leaf.path}' has {value.dim()} dimensions {tuple(value.shape)}, "
-                f"captured with {len(leaf.shape)}: {_shape_text(leaf.shape)}. Reshape it, or compile "
-                "again with such example_inputs."
+                f"captured with {len(leaf.shape)}: {self._shape_text(leaf)}. Reshape it, or "
+                "compile again with such example_inputs."
             )
 
 
@@ -354,5 +367,3 @@ def _structure_text(spec: pytree.TreeSpec) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in arguments.items())
 
 
-def _shape_text(shape: tuple[Dim, ...]) -> str:
-    return "(" + ", ".join(str(size) for size in shape) + ")"

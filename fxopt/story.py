@@ -21,7 +21,7 @@ class NodeRecord:
     def __init__(self, node: fx.Node) -> None:
         self.name, self.op, self.target = node.name, node.op, node.target
         self.args, self.kwargs = node.args, node.kwargs
-        self.meta: Mapping[str, Any] = node.meta
+        self.meta: Mapping[str, Any] = dict(node.meta)
 
     @property
     def all_input_nodes(self) -> list[str]:

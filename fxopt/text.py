@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -79,8 +78,8 @@ def value_text(value: Any) -> str:
     return repr(value)
 
 
-def text_diff(before: str, after: str, *, context: int = 2) -> Iterable[str]:
-    """Yield the lines of a unified diff of two graph texts."""
+def text_diff(before: str, after: str, *, context: int = 2) -> list[str]:
+    """Return the lines of a unified diff of two graph texts."""
     lines = difflib.unified_diff(
         before.splitlines(), after.splitlines(), "before", "after", lineterm="", n=context
     )

@@ -44,7 +44,7 @@ def switches_of(model: torch.nn.Module) -> Switches:
 
 
 def _has_cumulative_average(module: torch.nn.Module) -> bool:
-    """Whether a batch norm (`momentum=None`) weighs each batch by their number, which no node knows."""
+    """Whether a batch norm weighs each batch by their number (`momentum=None`)."""
     return (
         isinstance(module, torch.nn.modules.batchnorm._NormBase)
         and module.momentum is None
@@ -99,7 +99,7 @@ def _mentions_training(call: ast.Call) -> bool:
     while pending:
         node = pending.pop()
         name = getattr(node, "attr", None) or getattr(node, "id", "")
-        if "training" in name:
+        if "training" in str(name):
             return True
         if not isinstance(node, ast.Call):
             pending.extend(ast.iter_child_nodes(node))
@@ -116,7 +116,8 @@ def absent_regularizers(model: torch.nn.Module, graph: GraphModule) -> tuple[str
             (getattr(module, a) for a in ("p", "drop_prob", "dropout") if hasattr(module, a)), None
         )
         if isinstance(rate, float) and rate > 0 and path not in present:
-            if "drop" in kind or "stochastic" in kind or isinstance(module, torch.nn.MultiheadAttention):
+            attention = isinstance(module, torch.nn.MultiheadAttention)
+            if "drop" in kind or "stochastic" in kind or attention:
                 found.append(path)
         elif _has_cumulative_average(module):
             found.append(path)

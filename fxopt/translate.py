@@ -106,7 +106,7 @@ class Translator:
         self._storages: list[Storage] = []
         self._roots: dict[Storage, Ref] = {}
         self._by_origin: dict[fx.Node, Ref] = {}
-        self._same: dict[fx.Node, fx.Node] = {}  # later names of one tensor object -> its first name
+        self._without_gradients = False  # whether the region being inlined is under no_grad
         self._casts: Autocast | None = None  # of the region being inlined
         self._at: fx.Node | None = None  # the exported node being translated
 
@@ -161,16 +161,17 @@ class Translator:
             return  # wrappers are inlined where they are called; others become constants there
         if isinstance(value, torch.Tensor) and value.numel() == 1:
             one = self.emit(
-                aten.full.default, list(value.shape), value.item(), dtype=value.dtype, device=value.device
-            )
+                aten.full.default, list(value.shape), value.item(),
+                dtype=value.dtype, device=value.device,
+            )  # fmt: skip
             self._define(node, one)
             return
         raise CaptureError(
             f"The body of a control-flow operator holds the constant '{node.target}'. "
             f"{self._where()} Make it a buffer of the model."
             if isinstance(value, torch.Tensor)
-            else f"Constant '{node.target}' is a {type(value).__name__}, and only tensors can be part "
-            f"of a graph. {self._where()}"
+            else f"Constant '{node.target}' is a {type(value).__name__}, and only tensors can be "
+            f"part of a graph. {self._where()}"
         )
 
     def _call(self, node: fx.Node) -> None:
@@ -181,12 +182,13 @@ class Translator:
         elif target is wrap_with_autocast:
             device, dtype, enabled, _, body, *args = node.args
             outer = self._casts
-            self._casts = Autocast(str(device), dtype) if enabled else None  # type: ignore[arg-type]
+            region = Autocast(str(device), dtype)  # type: ignore[arg-type]
+            self._casts = region if enabled else None
             self._inline(node, body, args)
             self._casts = outer
         elif isinstance(target, HigherOrderOperator):
             self._control_flow(node)
-        elif target is operator.getitem and isinstance(self._refs[node.args[0]].value, tuple):  # type: ignore[index]
+        elif target is operator.getitem and self._is_region(node.args[0]):
             self._refs[node] = self._refs[node.args[0]].value[node.args[1]]  # type: ignore[index]
         elif isinstance(target, OpOverload) and target in _RESHAPES_ITSELF:
             self._reshape_itself(node, Call(_RESHAPES_ITSELF[target], node.args, dict(node.kwargs)))
@@ -199,6 +201,10 @@ class Translator:
                 f"The model calls {getattr(target, '__name__', target)}, which is no operator and "
                 f"cannot be part of a graph. {self._where()}"
             )
+
+    def _is_region(self, node: Any) -> bool:
+        """Whether an exported node is a region that was inlined: its value is a tuple of Refs."""
+        return isinstance(self._refs[node].value, tuple)
 
     def _pure(self, node: fx.Node, call: Call) -> None:
         """Translate a call that writes nothing; its value may be a view."""
@@ -215,8 +221,6 @@ class Translator:
         base = self._refs[parent]
         if call.target is aten.as_strided.default and base.storage.version:
             raise CaptureError(_STRIDED + self._where())
-        if returns_argument(node):
-            self._same[node] = self._same.get(parent, parent)
         self._refs[node] = Ref(
             base.storage, value, base.storage.version, base,
             self._view(spelled, base.value), inverse(spelled, self.emit), is_whole(spelled),
@@ -244,22 +248,21 @@ class Translator:
         return view
 
     def _reshape_itself(self, node: fx.Node, call: Call) -> None:
-        """Translate `x.t_()` and its like: from now on, every name of `x` means the result."""
+        """Translate `x.t_()` and its like: from now on, `x` means the result."""
         argument = node.args[0]
         assert isinstance(argument, fx.Node)
-        first = self._same.get(argument, argument)
-        ref = self._refs[first]
-        owned = ref.parent is None and ref.storage.origin is not None
+        ref = self._refs[argument]
+        # What returns its argument made no tensor of its own; torch.export takes it for one.
+        owned = ref.parent is None and ref.storage.origin is not None or returns_argument(argument)
         old, new = ref.value.meta["val"], node.meta["val"]
         if owned and (old.shape != new.shape or old.stride() != new.stride()):
             raise CaptureError(
-                f"{node.target} changes the shape of an input or of a buffer for its owner, which a "
-                f"graph cannot. {self._where()} Use the form without underscore."
+                f"{node.target} changes the shape of an input, of a buffer, or of a tensor of "
+                f"another name, which a graph cannot. {self._where()} Use the form without "
+                "underscore."
             )
         self._pure(node, call)
-        self._same[node] = first
-        for name in [first, *(other for other, same in self._same.items() if same is first)]:
-            self._refs[name] = self._refs[node]
+        self._refs[argument] = self._refs[node]
 
     def _write(self, node: fx.Node) -> None:
         """Translate an in-place operator: compute the value, then write it through the views."""
@@ -284,9 +287,13 @@ class Translator:
             args = node.args + ((0,) if target is aten.zero_.default else ())
             kwargs = {key: value for key, value in node.kwargs.items() if key != "out"}
             value, _ = self._emit(node, Call(plain, args, kwargs), val=None)
-        ref.write(self._shaped_like(value, before), self.emit, self._where())
+        value = self._shaped_like(value, before)
+        if target in (aten.copy_.default, aten.fill_.Tensor):
+            value = self.emit(aten.clone.default, value)  # as it is now, whatever is written to it
+        if self._without_gradients and ref.storage.origin is not None:
+            value = self._detach(value)  # state must not hold on to the calls before
+        ref.write(value, self.emit, self._where())
         self._refs[node] = ref
-        self._same[node] = self._same.get(destination, destination)
 
     def _shaped_like(self, value: fx.Node, destination: fx.Node) -> fx.Node:
         """Cast and broadcast a value to what a write stores in `destination`."""
@@ -298,7 +305,7 @@ class Translator:
         return value
 
     def _argument(self, node: fx.Node, name: str) -> fx.Node:
-        position = argument_index(node.target, name)  # type: ignore[arg-type]
+        position = argument_index(node.target, name)
         if name in node.kwargs:
             return node.kwargs[name]  # type: ignore[return-value]
         assert position is not None
@@ -311,6 +318,7 @@ class Translator:
     ) -> None:
         """Translate a wrapped region in place; its outputs become the node's parts."""
         known = set(self._refs.values())
+        before, self._without_gradients = self._without_gradients, detach or self._without_gradients
         inner = _attribute(self._module, str(body.target))
         placeholders = [n for n in inner.graph.nodes if n.op == "placeholder"]
         for placeholder, argument in zip(placeholders, args, strict=True):
@@ -318,7 +326,7 @@ class Translator:
                 self._refs[placeholder] = self._refs[argument]
         outer, self._module = self._module, inner
         self.translate(inner.graph.nodes)
-        self._module = outer
+        self._module, self._without_gradients = outer, before
         outputs = inner.graph.output_node().args[0]
         parts = [self._refs[out] if isinstance(out, fx.Node) else out for out in outputs]
         if detach:  # what was computed without gradients carries none to the outside
@@ -326,16 +334,16 @@ class Translator:
         self._refs[node] = Ref(Storage(), tuple(parts))
 
     def _detached(self, ref: Ref) -> Ref:
-        fake = ref.value.meta.get("val")
-        if not (isinstance(fake, torch.Tensor) and (fake.is_floating_point() or fake.is_complex())):
-            return ref
-
-        def view(value: Any) -> Any:
-            return self.emit(aten.detach.default, value)
-
+        value = self._detach(ref.read())
         return Ref(
-            ref.storage, view(ref.read()), ref.storage.version, ref, view, lambda base, new: new
-        )
+            ref.storage, value, ref.storage.version, ref, self._detach,
+            lambda base, new: new, is_whole=True,
+        )  # fmt: skip
+
+    def _detach(self, value: fx.Node) -> fx.Node:
+        fake = value.meta.get("val")
+        inexact = isinstance(fake, torch.Tensor) and (fake.is_floating_point() or fake.is_complex())
+        return self.emit(aten.detach.default, value) if inexact else value
 
     def _control_flow(self, node: fx.Node) -> None:
         """Keep cond, while_loop, map and scan as one node over dialect sub-graphs."""
@@ -359,7 +367,7 @@ class Translator:
         """Create a call on new nodes, in canonical spelling, with its value inferred."""
         call = canonical(target, args, kwargs, describe)
         if call.target is None:
-            return call.args[0]  # type: ignore[no-any-return]
+            return call.args[0]
         node = self._create(call, self._at)
         node.meta["val"] = infer(*call, self._mode) if val is None else val
         return node
@@ -423,16 +431,19 @@ class Translator:
             except RuntimeError:
                 continue  # mixed dtypes: the cast that autocast made is missing
             if _dtype_of(found) == wanted:
-                return args if dtype is None else fx.map_arg(
-                    args, lambda n, dtype=dtype: self._cast(n, dtype)
-                )
-        raise CaptureError(f"Autocast did something to {target} that fxopt cannot express. {self._where()}")
+                return args if dtype is None else self._casted(args, dtype)
+        raise CaptureError(
+            f"Autocast did something to {target} that fxopt cannot express. {self._where()}"
+        )
 
-    def _cast(self, node: fx.Node, dtype: torch.dtype) -> fx.Node:
-        value = node.meta.get("val")
-        if not _is_cast_by_autocast(value) or value.dtype == dtype:
-            return node
-        return self.emit(aten.to.dtype, node, dtype)
+    def _casted(self, args: Any, dtype: torch.dtype) -> Any:
+        def cast(node: fx.Node) -> fx.Node:
+            value: Any = node.meta.get("val")
+            if not _is_cast_by_autocast(value) or value.dtype == dtype:
+                return node
+            return self.emit(aten.to.dtype, node, dtype)
+
+        return fx.map_arg(args, cast)
 
     def _define(self, old: fx.Node, new: Any, origin: fx.Node | None = None) -> None:
         storage = Storage(origin)
@@ -473,7 +484,7 @@ def translate_subgraph(
 
 def _as_float(argument: Any, dtype: torch.dtype) -> Any:
     def cast(node: fx.Node) -> Any:
-        value = node.meta.get("val")
+        value: Any = node.meta.get("val")
         return value.to(dtype) if _is_cast_by_autocast(value) else value
 
     return fx.map_arg(argument, cast)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
+from fxopt.capture import attributes_kept
 from fxopt.dialect import retarget
+from fxopt.difference import relative_error
+from fxopt.errors import FxoptError
 from fxopt.graph_module import GraphModule
 from fxopt.inputs import Inputs, as_inputs, evaluation
 from fxopt.story import Verification
@@ -41,7 +46,7 @@ def runner(graph: GraphModule) -> Run:
 def model_runner(model: torch.nn.Module, graph: GraphModule, inputs: Inputs) -> Run:
     """Return a function that runs the user's own model, in evaluation mode, on flat inputs.
 
-    Flags are restored afterwards, and buffers that the model changes are copies.
+    The model is left as it was: its flags, its attributes, and the tensors that it changes.
     """
     leaves, spec = pytree.tree_flatten((inputs.args, inputs.kwargs))
     signature = graph.info.signature
@@ -55,17 +60,41 @@ def model_runner(model: torch.nn.Module, graph: GraphModule, inputs: Inputs) -> 
         for place, value in zip(places, flat, strict=True):
             values[place] = value
         args, kwargs = pytree.tree_unflatten(values, spec)
-        buffers = {name: model.get_buffer(name).clone() for name in graph.info.mutated
-                   if name in dict(model.named_buffers())}
-        with torch.no_grad(), evaluation(model):
-            result = torch.func.functional_call(model, buffers, args, kwargs)
-        found = pytree.tree_leaves(result)
+        with torch.no_grad(), evaluation(model), attributes_kept(model), _tensors_kept(model, graph):
+            leaves_out = pytree.tree_leaves(model(*args, **kwargs))
+            found = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves_out]
         flat_out: list[Any] = [None] * len(outputs)
         for place, index in zip(wanted, outputs, strict=True):
             flat_out[index] = found[place]
         return flat_out
 
     return run
+
+
+@contextmanager
+def _tensors_kept(model: torch.nn.Module, graph: GraphModule) -> Iterator[None]:
+    """Put back what a run writes into the model's tensors, where the graph is known to write.
+
+    A tensor in a plain attribute is state as well as a buffer is.
+    """
+    mutated = graph.info.mutated
+    state = (*model.named_parameters(), *model.named_buffers())
+    held = [tensor for name, tensor in state if name in mutated]
+    if mutated:
+        plain = [
+            value
+            for module in model.modules()
+            for name, value in vars(module).items()
+            if name not in ("_parameters", "_buffers", "_modules")
+        ]
+        held += [leaf for leaf in pytree.tree_leaves(plain) if isinstance(leaf, torch.Tensor)]
+    before = [(tensor, tensor._version, tensor.clone()) for tensor in held]
+    try:
+        yield
+    finally:
+        for tensor, version, value in before:
+            if tensor._version != version:
+                tensor.copy_(value)
 
 
 def flat_inputs(graph: GraphModule, verify_inputs: Any) -> list[tuple[Any, ...]]:
@@ -94,18 +123,22 @@ def compare(
 ) -> Verification:
     """Compare two ways to compute the same on flat inputs; random numbers are seeded alike.
 
-    Without a `tolerance` the bound is the dtype's own, or 20 times the original's own error
+    One that fails to run differs infinitely. Without a `tolerance` the bound is the dtype's own, or 20 times the original's own error
     against float64 where that is larger; it is measured only if needed.
     """
-    from fxopt.testing.checks import relative_error
-
     started = time.perf_counter()
     worst, bound = 0.0, 0.0
     for flat in inputs:
         expected = _seeded(reference, flat)
-        result = _seeded(found, flat)
-        error = relative_error(list(result), list(expected))
         limit = tolerance if tolerance is not None else _base_tolerance(original, expected)
+        try:
+            result = _seeded(found, flat)
+        except FxoptError:
+            raise
+        except Exception as failure:
+            words = f"{what}, which fails with {type(failure).__name__}: {failure}"
+            return Verification(words, math.inf, limit, time.perf_counter() - started)
+        error = relative_error(list(result), list(expected))
         if error > limit and tolerance is None:
             limit = max(limit, OWN_ERROR_FACTOR * own_error(original, flat, expected))
         worst, bound = max(worst, error), max(bound, limit)
@@ -116,8 +149,6 @@ def compare(
 
 def own_error(original: GraphModule, flat: Sequence[Any], expected: Sequence[Any]) -> float:
     """Return the original's error against itself in float64; 0 where it cannot run in float64."""
-    from fxopt.testing.checks import relative_error
-
     try:
         wide = retarget(original, dtype=torch.float64)
         widened = [_widen(value) for value in flat]
@@ -140,7 +171,8 @@ def _widen(value: Any) -> Any:
 def _seeded(run: Run, flat: Sequence[Any]) -> Sequence[Any]:
     """Run on copies of the inputs (the model may write to them) with the generator's seed fixed."""
     copies = [value.clone() if isinstance(value, torch.Tensor) else value for value in flat]
-    with torch.random.fork_rng(devices=[]):
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=list(devices)):
         torch.manual_seed(0)
         return run(copies)
 

@@ -378,6 +378,18 @@ def test_a_damaged_part_is_named(whole: bytes, path: Path, name: str) -> None:
         read_artefact(path)
 
 
+def test_a_part_that_was_exchanged_is_refused(whole: bytes, path: Path) -> None:
+    parts = members(path)
+    forge(path, {**parts, GRAPH: parts[GRAPH].replace(b"3", b"4")})
+    with zipfile.ZipFile(path, "r") as archive:
+        others = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:  # each member's own CRC is right
+        for name, content in {**others, GRAPH: parts[GRAPH]}.items():
+            archive.writestr(name, content)
+    with pytest.raises(ArtefactError, match=r"part 'graph\.json' is damaged: its checksum"):
+        read_artefact(path)
+
+
 def test_files_of_other_programs_are_told_apart(path: Path) -> None:
     for content, words in ((b"", "not a whole"), (b"text" * 99, "not a whole")):
         path.write_bytes(content)
@@ -428,7 +440,7 @@ def test_a_compressed_member_is_refused_so_nothing_unfolds(whole: bytes, path: P
     bomb = b" " * 50_000_000
     forge(path, {**members(path), GRAPH: bomb}, compression=zipfile.ZIP_DEFLATED)
     assert path.stat().st_size < 100_000
-    with pytest.raises(ArtefactError, match="compressed"):
+    with pytest.raises(ArtefactError, match="it is compressed"):
         read_artefact(path)
 
 
@@ -469,12 +481,20 @@ def edits(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     def with_constant(**changes: Any) -> dict[str, Any]:
         return {**content, "constants": [{**c, **changes} for c in content["constants"][:1]]}
 
+    def renamed(old: str, new: str) -> dict[str, Any]:
+        found = json.loads(json.dumps(content).replace(json.dumps(old), json.dumps(new)))
+        assert found != content
+        return dict(found)
+
     evil = "x); __import__('os').system('touch hacked'); ("
     yield "an operator outside", with_node(target="os::system")
     yield "a function", with_node(target="python::operator.pow", args={"tuple": [10, 10**9]})
     yield "a long text", with_node(target="python::operator.mul", args={"tuple": ["a", 10**10]})
-    yield "code as a name", with_node(name=evil)
-    yield "a keyword as a name", with_node(name="import")
+    for name in (evil, "import", "a b", ""):
+        yield f"the node {name!r}", renamed("linear", name)
+    yield "a call in another spelling", with_node(
+        target="aten::t.default", args={"tuple": [{"node": "weight"}]}
+    )
     yield "code as an argument's name", with_node(kwargs={evil: 1})
     yield "a node that is not there", with_node(args={"tuple": [{"node": "nothing"}]})
     yield "a value of its own", with_node(val={"dtype": "float32", "device": "cpu",
@@ -486,7 +506,9 @@ def edits(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "an attribute", with_node(op="get_attr", target="__class__.__init__.__globals__")
     yield "a method as attribute", with_node(op="get_attr", target="run")
     for name in ('a"); evil("', "a\nb", "a\\", "", ".", "forward", "graph", "__class__", "a..b"):
-        yield f"the constant {name!r}", with_constant(name=name, same=name)
+        forged = renamed("bias", name)
+        data = [{**c, "data": "bias" if c["name"] == name else "weight"} for c in forged["constants"]]
+        yield f"the constant {name!r}", {**forged, "constants": data}
     yield "a constant without data", with_constant(data="nothing")
     yield "a constant of another dtype", with_constant(dtype="float64")
     yield "an order of no dimensions", with_constant(order=[0, 0])
@@ -498,6 +520,10 @@ def edits(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         {"name": "s0", "hint": 10**400, "positive": True, "low": None, "high": None}]}  # fmt: skip
     yield "a symbol out of range", {**content, "symbols": [
         {"name": "s0", "hint": 5, "positive": True, "low": 7, "high": 9}]}  # fmt: skip
+    signature = content["signature"]
+    yield "an output that is not there", {**content, "signature": {
+        **signature, "output": {**signature["output"], "leaves": [1]}}}  # fmt: skip
+    yield "no example", {**content, "examples": []}
     yield "no output", {**content, "graph": {**graph, "nodes": graph["nodes"][:-1]}}
     yield "no nodes", {**content, "graph": {**graph, "nodes": []}}
     yield "nodes twice", {**content, "graph": {**graph, "nodes": graph["nodes"] * 2}}
@@ -515,8 +541,8 @@ def test_a_forged_graph_is_refused(
     for what, content in edits(json.loads(parts[GRAPH])):
         forge(path, {**parts, GRAPH: json.dumps(content).encode()})
         with pytest.raises(ArtefactError):
-            read_artefact(path)
-            pytest.fail(f"{what} was accepted")
+            loaded, _ = read_artefact(path)
+            pytest.fail(f"{what} was accepted: {loaded.code}")
         assert not (path.parent / "hacked").exists(), what
 
 

@@ -390,7 +390,7 @@ def test_a_custom_operator_may_read_the_memory_layout() -> None:
     with torch.library._scoped_library("fxopt_tests", "FRAGMENT") as library:
         library.define("strides(Tensor x) -> Tensor")
         library.impl("strides", lambda x: torch.tensor(x.stride()), "CPU")
-        library.impl("strides", lambda x: torch.empty(x.dim(), dtype=torch.int64), "Meta")
+        library.impl("strides", lambda x: x.new_empty(x.dim(), dtype=torch.int64), "Meta")
         strides = torch.ops.fxopt_tests.strides
         graph = graph_of(lambda x: strides(x.sin().mT.contiguous()))
         result = apply_rules(graph, [drop])
