@@ -70,10 +70,13 @@ def run(subject: Subject, onnx: bool, peer: bool) -> dict[str, Any]:
     if onnx:
         try:
             _onnx(row, model, inputs)
-            if peer:
-                _peer(row, model, inputs)
         except Exception as error:
             row["onnx_error"] = _words(error)
+    if peer:
+        try:
+            _peer(row, model, inputs)
+        except Exception as error:
+            row["torch_onnx_error"] = _words(error)
     return row
 
 
@@ -220,6 +223,7 @@ def _markdown_row(name: str, row: dict[str, Any]) -> str:
     onnx = [f"{row['onnx_nodes']}", f"{row['error_onnx']:.0e}"] if "error_onnx" in row else ["", ""]
     times = f"{row['onnx_compile_s']:.2f}" if "onnx_compile_s" in row else ""
     times += f" / {row['torch_onnx_s']:.2f}" if "torch_onnx_s" in row else ""
+    times += " / torch.onnx fails" if "torch_onnx_error" in row else ""
     remarks = "; ".join(filter(None, [row.get("onnx_error", ""), *row.get("onnx_notes", [])]))
     return (
         f"| {name} | {row['captured']} → {row['final']} | {row['batch_norms']} → "
