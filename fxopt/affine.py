@@ -623,6 +623,8 @@ def _into_consumers(rewriter: Rewriter, affine: Affine) -> str | None:
         layer.node: _new_layer(rewriter, layer, affine, index, behind=False)
         for layer, index in taken
     }
+    for node in new.values():  # the new layers are built already: no replacement reaches them
+        node.replace_input_with(affine.node, kept)
     rewriter.replace({affine.node: kept, **new})
     return FOLDED
 

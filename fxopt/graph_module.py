@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.graph import _format_target
 
 from fxopt.errors import FxoptError
 from fxopt.signature import Signature
@@ -85,6 +87,10 @@ class Part(torch.nn.Module):
         return super().state_dict(*args, **kwargs)
 
 
+def _has_keyword(name: str) -> bool:
+    return any(map(keyword.iskeyword, name.split(".")))
+
+
 class GraphModule(fx.GraphModule):
     """A dialect graph as a trainable `nn.Module`, called exactly like the model it came from.
 
@@ -118,11 +124,22 @@ class GraphModule(fx.GraphModule):
         """Execute the graph on flat inputs and return its flat outputs."""
         if self._compiled is None:
             code = self._graph.python_code(root_module="self")
-            namespace = dict(code.globals)
-            exec(compile(code.src, f"<fxopt graph of {self.info.model_name}>", "exec"), namespace)
-            self._code = code.src
+            source, namespace = self._by_registry(code.src), dict(code.globals)
+            exec(compile(source, f"<fxopt graph of {self.info.model_name}>", "exec"), namespace)
             self._compiled = namespace["forward"]
         return self._compiled(self, *flat)
+
+    def _by_registry(self, source: str) -> str:
+        """Let the code ask for constants that no attribute reaches: `self.lambda`, `self.info`."""
+        for node in self._graph.find_nodes(op="get_attr"):
+            name = str(node.target)
+            first = name.split(".")[0]
+            if hasattr(type(self), first) or first in self.__dict__ or _has_keyword(name):
+                written = f"{node.name} = {_format_target('self', name)}"
+                asked = f"{node.name} = self.constant({name!r})"
+                for end in ("\n", ";"):
+                    source = source.replace(written + end, asked + end)
+        return source
 
     def recompile(self) -> Any:
         """Forget the generated code; it is made again at the next run."""
@@ -202,11 +219,22 @@ class GraphModule(fx.GraphModule):
         return self.constant(str(node.target))
 
     def constant(self, name: str) -> Any:
-        """Return the constant called `name`, a dotted path."""
-        value: Any = self
-        for part in name.split("."):
-            value = getattr(value, part)
-        return value
+        """Return the constant called `name`, a dotted path. Raises AttributeError without one."""
+        path, _, leaf = name.rpartition(".")
+        module = self._module_at(path)
+        for kind in (module._parameters, module._buffers, module._modules):
+            if leaf in kind:
+                return kind[leaf]
+        raise AttributeError(f"The graph has no constant '{name}'.")
+
+    def _module_at(self, path: str) -> torch.nn.Module:
+        """Return a module by its path; its name may be that of a method of ours."""
+        module: Any = self
+        for part in path.split(".") if path else ():
+            module = module._modules.get(part)
+            if module is None:
+                raise AttributeError(f"The graph has no module '{path}'.")
+        return module
 
     def constants(self) -> dict[str, torch.Tensor]:
         """Return every constant tensor by name; those of sub-graphs are theirs.
@@ -230,42 +258,48 @@ class GraphModule(fx.GraphModule):
         module: torch.nn.Module = self
         for part in path:
             if part not in module._modules:
-                module.add_module(part, Part(self))
-            module = module.get_submodule(part)
+                module._modules[part] = Part(self)
+            inner = module._modules[part]
+            assert inner is not None
+            module = inner
         if isinstance(value, torch.nn.Parameter):
-            module.register_parameter(leaf, value)
+            module._parameters[leaf] = value
         elif isinstance(value, torch.Tensor):
-            module.register_buffer(leaf, value, persistent=persistent)
+            module._buffers[leaf] = value
+            if persistent:
+                module._non_persistent_buffers_set.discard(leaf)
+            else:
+                module._non_persistent_buffers_set.add(leaf)
         else:
-            module.add_module(leaf, value)
+            module._modules[leaf] = value
 
     def has_constant(self, name: str) -> bool:
         """Whether `name` is taken, by a constant or by anything on its path."""
-        module: torch.nn.Module = self
+        module: Any = self
         *path, leaf = name.split(".")
         for part in path:
             if part not in module._modules:
                 return hasattr(module, part)
-            module = module.get_submodule(part)
+            module = module._modules[part]
         return hasattr(module, leaf)
 
     def is_persistent(self, name: str) -> bool:
         """Whether the constant appears in `state_dict()`."""
         prefix, _, leaf = name.rpartition(".")
-        return leaf not in self.get_submodule(prefix)._non_persistent_buffers_set
+        return leaf not in self._module_at(prefix)._non_persistent_buffers_set
 
     def delete_constant(self, name: str) -> None:
         """Remove a constant, and the modules on its path that this leaves empty."""
         path, _, leaf = name.rpartition(".")
         if name in self.info.sources and name not in self.info.state:
             self.info.held[name] = self.constant(name)  # new weights may have to meet it again
-        delattr(self.get_submodule(path), leaf)
+        delattr(self._module_at(path), leaf)
         while path:
-            module = self.get_submodule(path)
+            module = self._module_at(path)
             if module._modules or module._parameters or module._buffers:
                 return
             path, _, leaf = path.rpartition(".")
-            delattr(self.get_submodule(path), leaf)
+            delattr(self._module_at(path), leaf)
 
     # -- training -----------------------------------------------------------------------------
 

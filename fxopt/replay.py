@@ -60,7 +60,8 @@ def _given(
     """Return the new values of the captured state, by the names that the graph knows."""
     if not isinstance(state_dict, Mapping):
         raise OptionError(
-            f"update() takes a state_dict, not a {type(state_dict).__name__}. Pass model.state_dict()."
+            f"update() takes a state_dict, not a {type(state_dict).__name__}. Pass "
+            "model.state_dict()."
         )
     given = {}
     for name in sorted(graph.info.state - graph.info.mutated):

@@ -217,7 +217,7 @@ class Signature:
         for axis, size in enumerate(leaf.shape):
             text = str(size if isinstance(size, int) else self._named(size))
             parts.append("any" if text == f"{leaf.path}.shape[{axis}]" else text)
-        return f"({', '.join(parts)})"
+        return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"
 
     def admitting(self, flat: Sequence[Any]) -> Signature:
         """Return a signature that allows the sizes 0 and 1 in `flat`, too; self where it does."""

@@ -123,8 +123,9 @@ def compare(
 ) -> Verification:
     """Compare two ways to compute the same on flat inputs; random numbers are seeded alike.
 
-    One that fails to run differs infinitely. Without a `tolerance` the bound is the dtype's own, or 20 times the original's own error
-    against float64 where that is larger; it is measured only if needed.
+    One that fails to run differs infinitely. Without a `tolerance` the bound is the dtype's own,
+    or 20 times the original's own error against float64 where that is larger; it is measured only
+    if needed.
     """
     started = time.perf_counter()
     worst, bound = 0.0, 0.0

@@ -6,9 +6,9 @@ Before                                   After
     y = linear(x, w)
 
 A call is constant when it is pure and each of its arguments is a literal, an unchanging constant,
-or a constant call; so is whatever follows from static shapes alone (masks, position indices). Only the
-values that the rest of the graph needs are stored. Each remembers how it was computed, so that new
-weights can be put through it; it is a parameter if one of its sources requires grad.
+or a constant call; so is whatever follows from static shapes alone (masks, position indices). Only
+the values that the rest of the graph needs are stored. Each remembers how it was computed, so that
+new weights can be put through it; it is a parameter if one of its sources requires grad.
 
 Left alone: randomness and other effects; state that the graph writes; a result much larger than
 what it came from (`growth` times the bytes of its sources, where that exceeds `free_bytes`): then

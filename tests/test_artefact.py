@@ -506,9 +506,14 @@ def edits(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "an attribute", with_node(op="get_attr", target="__class__.__init__.__globals__")
     yield "a method as attribute", with_node(op="get_attr", target="run")
     for name in ('a"); evil("', "a\nb", "a\\", "", ".", "forward", "graph", "__class__", "a..b"):
-        forged = renamed("bias", name)
-        data = [{**c, "data": "bias" if c["name"] == name else "weight"} for c in forged["constants"]]
-        yield f"the constant {name!r}", {**forged, "constants": data}
+        constants = [
+            {**c, "name": name, "same": name} if c["name"] == "bias" else c
+            for c in content["constants"]
+        ]
+        nodes = [{**n, "target": name} if n.get("target") == "bias" else n for n in graph["nodes"]]
+        yield f"the constant {name!r}", {
+            **content, "constants": constants, "graph": {**graph, "nodes": nodes},
+        }  # fmt: skip
     yield "a constant without data", with_constant(data="nothing")
     yield "a constant of another dtype", with_constant(dtype="float64")
     yield "an order of no dimensions", with_constant(order=[0, 0])

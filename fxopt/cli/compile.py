@@ -22,7 +22,7 @@ from fxopt.cli.values import (
     draw_inputs,
     dynamic_shapes,
 )
-from fxopt.compile import PRECISIONS, compile, default_passes
+from fxopt.compile import DTYPES, compile, default_passes
 from fxopt.compiled import CompiledModel
 from fxopt.errors import ArtefactError
 from fxopt.graph_module import GraphModule
@@ -59,7 +59,7 @@ quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress on 
 @input_option
 @dynamic_option
 @passes_option
-@click.option("--precision", metavar="|".join(PRECISIONS), help="Compute in this dtype throughout.")
+@click.option("--precision", metavar="|".join(DTYPES), help="Compute in this dtype throughout.")
 @click.option(
     "--verify", default="final", show_default=True, metavar="final|each|off|FILE.py:FUNCTION",
     help="Compare with the original: at the end, after each pass, or not; or let a function judge "

@@ -88,7 +88,7 @@ def check_pass(
     3. the result is the one that is meant (`after` counts, `text` of the graph, `rewrites`, and
        for each of `misses` a reason that contains it; `misses=[]` wants none at all);
     4. `modified` is honest about the graph's text and about its constants;
-    5. outputs agree with the model's within `tolerance`, on fresh inputs, with noise in the weights;
+    5. outputs agree with the model's within `tolerance`, on fresh inputs, with noisy weights;
     6. gradients of the inputs agree too, and no trainable parameter of the graph lost its own;
     7. a second run changes nothing.
 
