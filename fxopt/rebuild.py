@@ -27,11 +27,10 @@ from fxopt.encode_signature import decode_signature, read_size
 from fxopt.errors import ArtefactError, DialectError, FxoptError
 from fxopt.graph_module import GraphInfo, GraphModule, Recipe
 from fxopt.shapes import fake_of, infer
-from fxopt.stored import read_constants, read_example
+from fxopt.stored import constant_name, read_constants, read_example
 
 _NODE_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _SYMBOL_NAME = re.compile(r"[a-z]+\d+", re.ASCII)
-_CONSTANT_NAME = re.compile(r"[^\"\\\x00-\x1f\x7f.]+(\.[^\"\\\x00-\x1f\x7f.]+)*")
 _MOST_NODES = 1_000_000
 _META_KINDS = {"path": str, "module": str, "source": str, "rule": str, "switch": int}
 
@@ -48,7 +47,7 @@ def rebuild(
     """
     sizes = _Sizes(content["symbols"])
     constants = read_constants(content["constants"], tensors)
-    persistent = {_constant_name(c["name"]): c["persistent"] is True for c in content["constants"]}
+    persistent = {constant_name(c["name"]): c["persistent"] is True for c in content["constants"]}
     graph = _Builder(sizes, constants, persistent).graph(content["graph"], "")
     name, signature = content["name"], content["signature"]
     info = graph.info
@@ -183,7 +182,7 @@ class _Builder:
     def graph(self, written: Mapping[str, Any], prefix: str) -> GraphModule:
         """Return one graph, whose constants are those under `prefix`."""
         subgraphs = {
-            _constant_name(name): self.graph(inner, f"{prefix}{name}.")
+            constant_name(name): self.graph(inner, f"{prefix}{name}.")
             for name, inner in written["subgraphs"].items()
         }
         if len(written["nodes"]) > _MOST_NODES:
@@ -231,7 +230,7 @@ class _Builder:
             node = graph.create_node("placeholder", name, name=name)
             node.meta["val"] = self._sizes.value(one["val"])
         elif op == "get_attr":
-            target = _constant_name(one["target"])
+            target = constant_name(one["target"])
             node = graph.create_node("get_attr", target, name=name)
             if target not in subgraphs:
                 if prefix + target not in self._constants:
@@ -290,13 +289,6 @@ def _is_name(name: Any) -> bool:
     """Whether a name can stand in the graph's code as it is."""
     is_plain = isinstance(name, str) and len(name) < 1000 and _NODE_NAME.fullmatch(name)
     return bool(is_plain) and not keyword.iskeyword(name)
-
-
-def _constant_name(name: Any) -> str:
-    """Return a dotted name; it becomes part of the graph's code, so nothing may end a string."""
-    if not isinstance(name, str) or len(name) > 1000 or not _CONSTANT_NAME.fullmatch(name):
-        raise ArtefactError(f"A constant has the name {name!r:.100}, which is refused.")
-    return name
 
 
 def _free_name(graph: GraphModule, name: str) -> str:

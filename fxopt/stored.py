@@ -7,6 +7,7 @@ that safetensors has; flags beside them say what they are.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,7 +18,18 @@ from fxopt.encode import DTYPES, decode, dtype_name, encode, malformed
 from fxopt.errors import ArtefactError
 from fxopt.graph_module import GraphModule
 
+_CONSTANT_NAME = re.compile(r"[^\"\\\x00-\x1f\x7f.]+(\.[^\"\\\x00-\x1f\x7f.]+)*")
 _MOST_ELEMENTS = 1 << 26  # of an example input that is made up
+
+
+def constant_name(name: Any) -> str:
+    """Return a dotted name; it becomes part of the graph's code, so nothing may end a string."""
+    if not isinstance(name, str) or len(name) > 1000 or not _CONSTANT_NAME.fullmatch(name):
+        raise ArtefactError(
+            f"A constant has the name {name!r:.100}, which no artefact may hold. Rename its module."
+        )
+    return name
+
 
 # -- writing --------------------------------------------------------------------------------------
 
@@ -29,7 +41,7 @@ def constants_of(graph: GraphModule) -> tuple[list[dict[str, Any]], dict[str, to
     objects: dict[int, str] = {}
     memory: dict[Any, str] = {}
     for name, tensor in graph.constants().items():  # in their order: an optimizer counts on it
-        _check_storable(name, tensor)
+        _check_storable(constant_name(name), tensor)
         place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
         same = objects.setdefault(id(tensor), name)
         first = memory.setdefault(place, name) if tensor.numel() else same

@@ -137,6 +137,13 @@ def test_a_constant_that_cannot_be_stored_is_named() -> None:
         graph_to_bytes(graph)
 
 
+def test_a_name_that_would_be_refused_cannot_be_saved() -> None:
+    graph = capture(nn.Linear(2, 2), torch.randn(1, 2))
+    graph.set_constant('a"b', torch.ones(1))
+    with pytest.raises(ArtefactError, match="Rename its module"):
+        graph_to_bytes(graph)
+
+
 class Tied(nn.Module):
     """One weight under two names, and two buffers over one memory."""
 
