@@ -19,13 +19,17 @@ class EagerExecutable:
 
     notes: tuple[str, ...] = ()
 
-    def __init__(self, graph: GraphModule) -> None:
-        self.graph = copy.deepcopy(graph)
+    def __init__(self, graph: GraphModule, *, own: bool = False) -> None:
+        self.graph = graph if own else copy.deepcopy(graph)
+        self._memory = {_memory(tensor) for tensor in self.graph.constants().values()}
 
     def run(self, *flat: Any) -> tuple[torch.Tensor, ...]:
-        """Run on flat inputs."""
+        """Run on flat inputs. A constant among the outputs is a copy: the caller may write to it."""
         with torch.no_grad():
-            return self.graph.run(*flat)
+            outputs = self.graph.run(*flat)
+            return tuple(
+                out.clone() if _memory(out) in self._memory else out for out in outputs
+            )
 
     def save(self, path: Path, manifest: str) -> None:
         """Write a `.fxopt` file: the graph itself, which loading lowers again."""
@@ -51,4 +55,10 @@ class Eager:
     def load(self, path: Path) -> tuple[EagerExecutable, str]:
         """Read a `.fxopt` file; see `fxopt.artefact` for what is checked."""
         graph, manifest = read_artefact(path)
-        return EagerExecutable(graph), manifest
+        return EagerExecutable(graph, own=True), manifest
+
+
+def _memory(value: Any) -> int:
+    """Return the address of a tensor's memory; 0 for what has none."""
+    is_dense = isinstance(value, torch.Tensor) and value.layout is torch.strided
+    return value.untyped_storage().data_ptr() if is_dense else 0

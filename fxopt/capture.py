@@ -207,9 +207,13 @@ def _export_once(
 
     config: Any = _config
     with config.patch(backed_size_oblivious=oblivious), redirect_stderr(_WithoutGraphs(sys.stderr)):
-        return torch.export.export(
-            model, inputs.args, inputs.kwargs, dynamic_shapes=shapes, strict=strict
-        )
+        # export marks the tensors it is given; the caller's own stay unmarked
+        args, kwargs = map_tensors((inputs.args, inputs.kwargs), _alias)
+        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=strict)
+
+
+def _alias(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().requires_grad_(tensor.requires_grad)
 
 
 class _WithoutGraphs(io.TextIOBase):
@@ -235,10 +239,15 @@ class _WithoutGraphs(io.TextIOBase):
 def attributes_kept(model: torch.nn.Module) -> Iterator[None]:
     """Put back the very objects that the modules' attributes were: export leaves copies.
 
-    What a dict, list or set among them holds is put back, too: a model that caches a tensor in one
-    would be left with a fake.
+    What a dict, list or set among them holds is put back, too (a model that caches a tensor in one
+    would be left with a fake), and so are the values of tensors in plain attributes.
     """
     kept = [(module, dict(vars(module))) for module in model.modules()]
+    tensors = [
+        (leaf, leaf._version, leaf.clone())
+        for leaf in pytree.tree_leaves([_plain_attributes(kept_) for _, kept_ in kept])
+        if isinstance(leaf, torch.Tensor)
+    ]
     held = [
         (value, copy(value))
         for _, attributes in kept
@@ -254,6 +263,16 @@ def attributes_kept(model: torch.nn.Module) -> Iterator[None]:
         for value, content in held:
             value.clear()
             value.extend(content) if isinstance(value, list) else value.update(content)
+        with torch.no_grad():
+            for tensor, version, content in tensors:
+                if tensor._version != version:
+                    tensor.copy_(content)
+
+
+def _plain_attributes(attributes: dict[str, Any]) -> list[Any]:
+    """Return the attributes of a module that are neither its parameters, buffers nor parts."""
+    own = ("_parameters", "_buffers", "_modules")
+    return [value for name, value in attributes.items() if name not in own]
 
 
 @contextmanager
@@ -510,7 +529,7 @@ class _Translation:
         values = self.program.graph.output_node().args[0]
         flat: list[Any] = []
         leaves: list[int | ConstantLeaf] = []
-        integers: set[int] = set()
+        numbers: list[tuple[int, str]] = []
         for value, spec in zip(values, specs, strict=True):
             if spec.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION):
                 raise CaptureError(
@@ -521,15 +540,15 @@ class _Translation:
                 raise CaptureError(f"Outputs of kind {spec.kind.name} are not supported.")
             if isinstance(value, fx.Node):
                 node = self.translator.read(value)
-                if not isinstance(node.meta.get("val"), torch.Tensor):
-                    integers.add(len(flat))
+                kind = _number(node.meta.get("val"))
+                numbers += [(len(flat), kind)] if kind else []
                 leaves.append(len(flat))
                 flat.append(node)
             else:
                 leaves.append(ConstantLeaf(f"output {len(leaves)}", value))
         spec_out = self.program.call_spec.out_spec
         assert spec_out is not None
-        return tuple(flat), Structure(spec_out, tuple(leaves), frozenset(integers))
+        return tuple(flat), Structure(spec_out, tuple(leaves), tuple(numbers))
 
     def _signature(self, user: list[fx.Node | None], output: Structure) -> Signature:
         parameters = inspect.signature(self.model.forward)
@@ -578,6 +597,15 @@ def _mutated(graph: fx.Graph, written: set[fx.Node]) -> frozenset[str]:
             if node.args[5] is True:
                 written = written | {n for n in node.args[3:5] if isinstance(n, fx.Node)}
     return frozenset(str(node.target) for node in written if node.op == "get_attr")
+
+
+def _number(value: Any) -> str | None:
+    """Return the type of a symbolic Python number, or None for a tensor."""
+    if isinstance(value, torch.Tensor):
+        return None
+    if isinstance(value, (bool, torch.SymBool)):
+        return "bool"
+    return "float" if isinstance(value, (float, torch.SymFloat)) else "int"
 
 
 def _leaf(name: str, value: Any, node: fx.Node | None) -> TensorLeaf | ConstantLeaf:

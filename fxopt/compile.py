@@ -161,8 +161,13 @@ class Settings:
         progress: Callable[[str], None] | None,
     ) -> Settings:
         """Check the settings, and find the passes; raise OptionError for what is wrong."""
-        if isinstance(passes, str):
+        if passes is not None and not isinstance(passes, (list, tuple)):
             raise OptionError(f"passes= takes a list; write passes=[{passes!r}].")
+        if tolerance is not None and not (isinstance(tolerance, (int, float)) and tolerance >= 0):
+            raise OptionError(
+                f"tolerance must be a number, at least 0, not {tolerance!r}: the bound on "
+                "max |Δ| / max |reference|."
+            )
         if isinstance(verify, str):
             check_choice("verify", verify, VERIFY)
         elif not callable(verify):

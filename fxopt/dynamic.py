@@ -123,35 +123,30 @@ def _everywhere(arguments: Mapping[str, Any], given: Mapping[int, Any]) -> dict[
         if not any(-rank <= axis < rank for rank in ranks):
             raise CaptureError(f"dynamic_shapes names dimension {axis}, which no input has.")
 
-    def one(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return None
-        return {axis: dim for axis, dim in given.items() if -value.dim() <= axis < value.dim()}
-
-    return {name: _Leaves(pytree.tree_map(one, value)) for name, value in arguments.items()}
+    return dict.fromkeys(arguments, _Everywhere(given))
 
 
 @dataclass
-class _Leaves:
-    """Specs that have the very structure of their value."""
+class _Everywhere:
+    """A spec for every tensor in a nested value, whatever the nesting."""
 
-    tree: Any
+    dims: Mapping[int, Any]
+
+    def of(self, value: Any) -> Any:
+        """Return those of the dimensions that a leaf has."""
+        if not isinstance(value, torch.Tensor):
+            return None
+        rank = value.dim()
+        return {axis: dim for axis, dim in self.dims.items() if -rank <= axis < rank}
 
 
 def _leaf_specs(value: Any, spec: Any, path: str) -> Iterator[tuple[Any, str]]:
     """Yield the spec and the path of each leaf of `value`, in pytree order."""
-    if isinstance(spec, _Leaves):
-        leaves, structure = pytree.tree_flatten(value)
-        specs = structure.flatten_up_to(spec.tree)
-        for one, (keys, _) in zip(specs, pytree.tree_flatten_with_path(value)[0], strict=True):
-            yield one, path + pytree.keystr(keys)
-        assert len(specs) == len(leaves)
-        return
     children = None if _is_leaf(value) else pytree.tree_flatten_with_path(
         value, is_leaf=lambda v: v is not value
     )[0]
     if children is None:
-        yield spec, path
+        yield spec.of(value) if isinstance(spec, _Everywhere) else spec, path
         return
     positions = range(len(children))
     for position, (keys, child) in zip(positions, children, strict=True):
@@ -180,8 +175,8 @@ def _key(key: Any) -> Any:
 
 def _child(spec: Any, key: Any, position: int, value: Any, path: str) -> Any:
     """Return the part of a spec that belongs to one child of a container."""
-    if spec is None:
-        return None
+    if spec is None or isinstance(spec, _Everywhere):
+        return spec
     if isinstance(spec, Mapping):
         return spec.get(_key(key))
     if is_dataclass(spec) and not isinstance(spec, type):

@@ -42,7 +42,7 @@ def encode_signature(signature: Signature) -> dict[str, Any]:
             "leaves": [
                 leaf if isinstance(leaf, int) else _leaf(leaf) for leaf in signature.output.leaves
             ],
-            "integers": sorted(signature.output.integers),
+            "numbers": [list(pair) for pair in signature.output.numbers],
         },
         "ranges": {name: list(bounds) for name, bounds in signature.ranges.items()},
         "guards": [_condition(guard) for guard in signature.guards],
@@ -65,7 +65,7 @@ def decode_signature(
     if any(isinstance(leaf, TensorLeaf) for leaf in leaves):
         raise malformed("the structure of the outputs")
     structure = Structure(
-        decode_spec(output["spec"]), leaves, frozenset(map(int, output["integers"]))  # type: ignore[arg-type]
+        decode_spec(output["spec"]), leaves, _numbers(output["numbers"])
     )
     signature = Signature(
         parameters=inspect.Signature([_read_parameter(p) for p in written["parameters"]]),
@@ -188,3 +188,11 @@ def _read_condition(written: Any, symbols: Mapping[str, sympy.Symbol]) -> sympy.
 def plain_text(value: Any) -> str:
     """Return a value's text without its address, which differs from run to run."""
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))[:500]
+
+
+def _numbers(written: Any) -> tuple[tuple[int, str], ...]:
+    """Read which outputs are Python numbers, and of which type."""
+    pairs = tuple((index, kind) for index, kind in written)
+    if any(type(i) is not int or kind not in ("int", "float", "bool") for i, kind in pairs):
+        raise malformed("the structure of the outputs")
+    return pairs

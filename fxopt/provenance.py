@@ -22,7 +22,7 @@ def source_line(stack_trace: str | None) -> str | None:
     if not stack_trace:
         return None
     frames = _FRAME.findall(stack_trace)
-    outside = [frame for frame in frames if not frame[0].startswith(_TORCH)] or frames
+    outside = [frame for frame in frames if not frame[0].startswith((_TORCH, "<"))] or frames
     if not outside:
         return None
     file, line, code = outside[-1]

@@ -105,6 +105,10 @@ def make(cls: type, options: dict[str, Any]) -> Any:
             raise OptionError(
                 f"Option '{option}' of '{name}' wants {_type_text(known[option])}, not {value!r}."
             )
+    options = {
+        key: tuple(value) if isinstance(value, list) and get_origin(known[key]) is tuple else value
+        for key, value in options.items()
+    }
     try:
         return cls(**options)
     except TypeError as error:
@@ -140,7 +144,7 @@ def _is_of(value: Any, hint: Any) -> bool:
         return isinstance(value, hint) if hint in (bool, str) else True
     if origin in (typing.Union, types.UnionType):
         return any(value is None if arg is type(None) else _is_of(value, arg) for arg in get_args(hint))
-    return isinstance(value, origin) if isinstance(origin, type) and origin is tuple else True
+    return isinstance(value, (tuple, list)) if origin is tuple else True
 
 
 def _type_text(hint: Any) -> str:

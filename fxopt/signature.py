@@ -36,18 +36,23 @@ class ConstantLeaf:
     value: Any
 
 
+_NUMBERS = {"int": int, "float": float, "bool": bool}
+
+
 @dataclass(frozen=True)
 class Structure:
     """A nested value: its pytree spec and, for each leaf, a flat index or a constant."""
 
     spec: pytree.TreeSpec
     leaves: tuple[int | ConstantLeaf, ...]
-    integers: frozenset[int] = frozenset()  # flat indices of Python integers, not tensors
+    numbers: tuple[tuple[int, str], ...] = ()  # flat indices of Python numbers, and their types
 
     def unflatten(self, flat: Sequence[Any]) -> Any:
         """Rebuild the nested value from the flat tensors."""
-        if self.integers:
-            flat = [int(v) if i in self.integers else v for i, v in enumerate(flat)]
+        if self.numbers:
+            flat = list(flat)
+            for index, kind in self.numbers:
+                flat[index] = _NUMBERS[kind](flat[index])
         values = [flat[leaf] if isinstance(leaf, int) else leaf.value for leaf in self.leaves]
         return pytree.tree_unflatten(values, self.spec)
 

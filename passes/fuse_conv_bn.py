@@ -64,9 +64,9 @@ def _affine(graph: GraphModule, norm: fx.Node) -> Affine:
     scaled, shifted = gamma is not None, beta is not None
 
     def scale(mean: torch.Tensor, variance: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
-        deviation = torch.sqrt(wide(variance) + epsilon)
-        gamma = wide(weights[0]) if scaled else torch.ones_like(deviation)
-        return (gamma / deviation).reshape(shape)
+        precision = torch.rsqrt(wide(variance) + epsilon)
+        gamma = wide(weights[0]) if scaled else torch.ones_like(precision)
+        return (gamma * precision).reshape(shape)
 
     def shift(mean: torch.Tensor, variance: torch.Tensor, *weights: torch.Tensor) -> torch.Tensor:
         moved = -wide(mean).reshape(shape) * scale(mean, variance, *weights)

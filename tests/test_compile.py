@@ -31,7 +31,7 @@ def test_compile_waits_for_the_first_call_where_nothing_can_be_inferred() -> Non
 
     compiled = fxopt.compile(Two())
     with pytest.raises(fxopt.FxoptError, match="pass example_inputs= or call it once|Pass example_inputs= or call it once"):
-        compiled.graph  # noqa: B018
+        compiled.graph
     a, b = torch.randn(2, 3), torch.randn(3, 4)
     torch.testing.assert_close(compiled(a, b), a @ b)
     assert compiled.graph is not None

@@ -105,6 +105,8 @@ class OnnxExecutable:
         """Run on flat inputs, in the order of the graph's placeholders."""
         if len(flat) != len(self.input_names):
             raise ShapeError(f"Expected {len(self.input_names)} inputs, got {len(flat)}.")
+        if not self.output_names:
+            return ()  # the model returns Python values only
         session = self.session()
         given = dict(zip(self.input_names, flat, strict=True))
         feeds = {name: ort_value(x) for name, x in (*given.items(), *self._values.items())}

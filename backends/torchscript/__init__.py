@@ -100,7 +100,9 @@ class TorchScript:
         with _quiet():
             module = source.compile()
             if self.freeze:
-                module = torch.jit.freeze(module)
+                # without its own folding, which takes a batch norm behind a linear layer for one
+                # over the features even where it is over another dimension
+                module = torch.jit.freeze(module, optimize_numerics=False)
         return TorchScriptExecutable(module, optimize=self.optimize_for_inference)
 
     def load(self, path: Path) -> tuple[TorchScriptExecutable, str]:

@@ -17,7 +17,7 @@ from fxopt.vision import import_torchvision
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
-from zoo_models import randomize, subjects  # noqa: E402
+from zoo_models import randomize, subjects
 
 import_torchvision()
 
