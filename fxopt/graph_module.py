@@ -207,7 +207,7 @@ class GraphModule(fx.GraphModule):
     def subgraphs(self) -> Iterator[GraphModule]:
         """Yield the graphs of control-flow operators (cond, while_loop…), innermost first."""
         for node in self.graph.find_nodes(op="get_attr"):
-            value = self.value(node)
+            value = self.value(node) if self.has_constant(str(node.target)) else None
             if isinstance(value, GraphModule):
                 yield from value.subgraphs()
                 yield value
@@ -248,7 +248,10 @@ class GraphModule(fx.GraphModule):
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
                 if tensor is not None:
                     found[dot + name] = tensor
-            children = [(f"{dot}{name}.", m) for name, m in module._modules.items() if m is not None]
+            children = [
+                (f"{dot}{name}.", inner)
+                for name, inner in module._modules.items() if inner is not None
+            ]
             pending += [child for child in children[::-1] if not isinstance(child[1], GraphModule)]
         return found
 

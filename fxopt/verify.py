@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -46,7 +45,7 @@ def runner(graph: GraphModule) -> Run:
 def model_runner(model: torch.nn.Module, graph: GraphModule, inputs: Inputs) -> Run:
     """Return a function that runs the user's own model, in evaluation mode, on flat inputs.
 
-    The model is left as it was: its flags, its attributes, and the tensors that it changes.
+    The model is left as it was: its flags and attributes, and the state that it changes.
     """
     leaves, spec = pytree.tree_flatten((inputs.args, inputs.kwargs))
     signature = graph.info.signature
@@ -60,9 +59,11 @@ def model_runner(model: torch.nn.Module, graph: GraphModule, inputs: Inputs) -> 
         for place, value in zip(places, flat, strict=True):
             values[place] = value
         args, kwargs = pytree.tree_unflatten(values, spec)
-        with torch.no_grad(), evaluation(model), attributes_kept(model), _tensors_kept(model, graph):
-            leaves_out = pytree.tree_leaves(model(*args, **kwargs))
-            found = [leaf.clone() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves_out]
+        state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        written = {name: _twin(state[name]) for name in graph.info.mutated & set(state)}
+        with torch.no_grad(), evaluation(model), attributes_kept(model):
+            result = torch.func.functional_call(model, written, args, kwargs)
+            found = [_own(leaf) for leaf in pytree.tree_leaves(result)]
         flat_out: list[Any] = [None] * len(outputs)
         for place, index in zip(wanted, outputs, strict=True):
             flat_out[index] = found[place]
@@ -71,30 +72,17 @@ def model_runner(model: torch.nn.Module, graph: GraphModule, inputs: Inputs) -> 
     return run
 
 
-@contextmanager
-def _tensors_kept(model: torch.nn.Module, graph: GraphModule) -> Iterator[None]:
-    """Put back what a run writes into the model's tensors, where the graph is known to write.
+def _twin(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy of a parameter or buffer that may stand in its place."""
+    copied = tensor.detach().clone()
+    if isinstance(tensor, torch.nn.Parameter):
+        return torch.nn.Parameter(copied, requires_grad=tensor.requires_grad)
+    return copied
 
-    A tensor in a plain attribute is state as well as a buffer is.
-    """
-    mutated = graph.info.mutated
-    state = (*model.named_parameters(), *model.named_buffers())
-    held = [tensor for name, tensor in state if name in mutated]
-    if mutated:
-        plain = [
-            value
-            for module in model.modules()
-            for name, value in vars(module).items()
-            if name not in ("_parameters", "_buffers", "_modules")
-        ]
-        held += [leaf for leaf in pytree.tree_leaves(plain) if isinstance(leaf, torch.Tensor)]
-    before = [(tensor, tensor._version, tensor.clone()) for tensor in held]
-    try:
-        yield
-    finally:
-        for tensor, version, value in before:
-            if tensor._version != version:
-                tensor.copy_(value)
+
+def _own(value: Any) -> Any:
+    """Return a copy of a tensor: what it is a view of may be put back to what it was."""
+    return value.clone() if isinstance(value, torch.Tensor) else value
 
 
 def flat_inputs(graph: GraphModule, verify_inputs: Any) -> list[tuple[Any, ...]]:

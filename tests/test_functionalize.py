@@ -238,8 +238,9 @@ def program(seed: int, length: int = 10) -> Writer:
             step = choice.choice(VIEWS)(choice, pool[at])
         else:
             step = choice.choice(writes if kind < 0.85 else READS)
-        overlaps = any(s == 0 and n > 1 for s, n in zip(pool[at].stride(), pool[at].shape, strict=True))
-        if step is None or step in writes and (overlaps or not pool[at].dim()):
+        tensor = pool[at]
+        overlaps = any(s == 0 < n - 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True))
+        if step is None or step in writes and (overlaps or not tensor.dim()):
             continue
         pool.append(step(pool[at]))
         steps.append((at, step))

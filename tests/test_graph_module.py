@@ -1,4 +1,4 @@
-"""The graph as an nn.Module: the user's model stays untouched, and training goes as the model's own."""
+"""The graph as an nn.Module: it leaves the user's model alone, and trains as the model would."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_the_models_own_state_dict_loads_as_it_is() -> None:
         graph.load_state_dict({**other.state_dict(), "foreign": X})
 
 
-# -- training ---------------------------------------------------------------------------------------
+# -- training -------------------------------------------------------------------------------------
 
 
 class Functional(nn.Module):

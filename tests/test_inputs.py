@@ -58,7 +58,7 @@ class Speech(nn.Linear):
         (nn.Sequential(nn.Linear(7, 2)), (1, 7)),
         (nn.Sequential(nn.Embedding(9, 2)), (1, 8)),
         (nn.Sequential(nn.Conv1d(2, 3, 3)), (1, 2, 224)),
-        (nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(3 * 30 * 30, 2)), (1, 2, 32, 32)),
+        (nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(2700, 2)), (1, 2, 32, 32)),
     ],
 )
 def test_what_a_model_says_about_its_input(model: nn.Module, shape: tuple[int, ...]) -> None:

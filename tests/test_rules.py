@@ -449,7 +449,7 @@ def test_state_is_read_before_it_is_overwritten(
     graph = capture(model, x)
     result = apply_rules(graph, [drop])
     dialect.check(graph)
-    assert result.rewrites == (reason is None), graph_text(graph)
+    assert op_counts(graph).get("clone", 0) == (reason is not None), graph_text(graph)
     assert reason is None or reason in result.misses[0].reason
     for _ in range(3):
         assert relative_error(graph(x), model(x)) == 0
