@@ -17,6 +17,8 @@ from fxopt.errors import (
     VerifyError,
 )
 from fxopt.graph_module import GraphModule
+from fxopt.network import to_networkx
+from fxopt.picture import visualize
 from fxopt.rules import apply_rules, explain, rule
 
 __version__ = "0.1.0"
@@ -47,4 +49,6 @@ __all__ = [
     "passes",
     "rule",
     "testing",
+    "to_networkx",
+    "visualize",
 ]
