@@ -24,12 +24,10 @@ class EagerExecutable:
         self._memory = {_memory(tensor) for tensor in self.graph.constants().values()}
 
     def run(self, *flat: Any) -> tuple[torch.Tensor, ...]:
-        """Run on flat inputs. A constant among the outputs is a copy: the caller may write to it."""
+        """Run on flat inputs; a constant among the outputs is a copy, which may be written to."""
         with torch.no_grad():
             outputs = self.graph.run(*flat)
-            return tuple(
-                out.clone() if _memory(out) in self._memory else out for out in outputs
-            )
+            return tuple(out.clone() if _memory(out) in self._memory else out for out in outputs)
 
     def save(self, path: Path, manifest: str) -> None:
         """Write a `.fxopt` file: the graph itself, which loading lowers again."""

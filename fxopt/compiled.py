@@ -107,8 +107,8 @@ class CompiledModel:
             raise VerifyError(
                 f"The backend '{name}' does not compute what the model does: max |Δ| / max "
                 f"|reference| is {verdict.error:.3g}, and the bound is {verdict.bound:.3g} "
-                f"({verdict.what}). The optimized graph itself was right, so this is the lowering's "
-                "error. Use another backend, or pass tolerance= if this error is acceptable."
+                f"({verdict.what}). The optimized graph itself was right, so this is an error of "
+                "the lowering. Use another backend, or pass tolerance= if it is acceptable."
             )
         if oracle.accept is not None and oracle.accept(self) is False:
             raise VerifyError(f"Your own acceptance refused the model lowered to '{name}'.")

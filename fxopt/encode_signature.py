@@ -59,13 +59,14 @@ def decode_signature(
             for name, positive in written["symbols"]
         }
     output = written["output"]
-    leaves = tuple(
-        leaf if type(leaf) is int else _read_leaf(leaf, {}) for leaf in output["leaves"]
-    )
-    if any(isinstance(leaf, TensorLeaf) for leaf in leaves):
-        raise malformed("the structure of the outputs")
+    leaves: list[int | ConstantLeaf] = []
+    for written_leaf in output["leaves"]:
+        leaf = written_leaf if type(written_leaf) is int else _read_leaf(written_leaf, {})
+        if isinstance(leaf, TensorLeaf):
+            raise malformed("the structure of the outputs")
+        leaves.append(leaf)
     structure = Structure(
-        decode_spec(output["spec"]), leaves, _numbers(output["numbers"])
+        decode_spec(output["spec"]), tuple(leaves), _numbers(output["numbers"])
     )
     signature = Signature(
         parameters=inspect.Signature([_read_parameter(p) for p in written["parameters"]]),

@@ -18,8 +18,8 @@ def to_networkx(graph: GraphModule) -> networkx.MultiDiGraph:
     """Return the graph with one node per fx node, by name, and one edge per use of a value.
 
     Node attributes: `op`, `target` (as in the text form), `path` (of the module), `source` (the
-    user's line), `shape` (a tuple; symbolic sizes as text), `dtype`, `macs`. Edges carry `argument`,
-    the position among the user's inputs.
+    user's line), `shape` (a tuple; symbolic sizes as text), `dtype`, `macs`. Edges carry
+    `argument`, the position among the inputs of the node that uses the value.
     """
     import networkx
 

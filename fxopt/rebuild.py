@@ -14,7 +14,6 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
-from torch._dynamo.source import ConstantSource
 from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, free_unbacked_symbols
@@ -115,6 +114,8 @@ class _Sizes:
             self._create(one)
 
     def _create(self, one: Mapping[str, Any]) -> None:
+        from torch._dynamo.source import ConstantSource  # a second of import, seldom needed
+
         name, hint = one["name"], one["hint"]
         if not isinstance(name, str) or not _SYMBOL_NAME.fullmatch(name) or name in self.symbols:
             raise malformed("a symbolic size")

@@ -49,7 +49,9 @@ def classes(kind: str) -> dict[str, type]:
         try:
             candidates.append(point.load())
         except Exception as error:  # a plugin of somebody else's must not take everything down
-            log.warning("the plugin %s cannot be loaded: %s: %s", point, type(error).__name__, error)
+            log.warning(
+                "the plugin %s cannot be loaded: %s: %s", point, type(error).__name__, error
+            )
     for cls in candidates:
         name = getattr(cls, "name", None)
         if isinstance(name, str) and is_dataclass(cls):
@@ -143,7 +145,9 @@ def _is_of(value: Any, hint: Any) -> bool:
             return isinstance(value, int) and not isinstance(value, bool)
         return isinstance(value, hint) if hint in (bool, str) else True
     if origin in (typing.Union, types.UnionType):
-        return any(value is None if arg is type(None) else _is_of(value, arg) for arg in get_args(hint))
+        return any(
+            value is None if arg is type(None) else _is_of(value, arg) for arg in get_args(hint)
+        )
     return isinstance(value, (tuple, list)) if origin is tuple else True
 
 

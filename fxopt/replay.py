@@ -35,7 +35,9 @@ def replay(graph: GraphModule, state_dict: Mapping[str, torch.Tensor]) -> GraphM
             elif name in info.held:
                 known[name] = info.held[name].detach()
             elif name in made:
-                known[name] = _computed(made[name], [value(source) for source in made[name].sources])
+                known[name] = _computed(
+                    made[name], [value(source) for source in made[name].sources]
+                )
             else:
                 raise OptionError(
                     f"The state_dict has no '{name}', which the optimized weights were computed "
@@ -54,9 +56,7 @@ def replay(graph: GraphModule, state_dict: Mapping[str, torch.Tensor]) -> GraphM
     return updated
 
 
-def _given(
-    graph: GraphModule, state_dict: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
+def _given(graph: GraphModule, state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the new values of the captured state, by the names that the graph knows."""
     if not isinstance(state_dict, Mapping):
         raise OptionError(
@@ -80,7 +80,8 @@ def _computed(recipe: Recipe, sources: list[torch.Tensor]) -> torch.Tensor:
         return recipe.compute(*sources)
     except RuntimeError as error:
         shapes = ", ".join(
-            f"{name} {tuple(tensor.shape)}" for name, tensor in zip(recipe.sources, sources, strict=True)
+            f"{name} {tuple(tensor.shape)}"
+            for name, tensor in zip(recipe.sources, sources, strict=True)
         )
         raise OptionError(
             f"'{recipe.name}' cannot be computed from {shapes}: {error}. The state_dict must be of "

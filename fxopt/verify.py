@@ -145,7 +145,9 @@ def own_error(original: GraphModule, flat: Sequence[Any], expected: Sequence[Any
     except RuntimeError:
         return 0.0  # an operator without a float64 kernel: the dtype's own tolerance stays
     narrowed = [
-        value.to(like.dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        value.to(like.dtype)
+        if isinstance(value, torch.Tensor) and value.is_floating_point()
+        else value
         for value, like in zip(exact, expected, strict=True)
     ]
     error = relative_error(list(expected), narrowed)

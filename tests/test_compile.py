@@ -30,7 +30,10 @@ def test_compile_waits_for_the_first_call_where_nothing_can_be_inferred() -> Non
             return a @ b
 
     compiled = fxopt.compile(Two())
-    with pytest.raises(fxopt.FxoptError, match="pass example_inputs= or call it once|Pass example_inputs= or call it once"):
+    with pytest.raises(
+        fxopt.FxoptError,
+        match="pass example_inputs= or call it once|Pass example_inputs= or call it once",
+    ):
         compiled.graph
     a, b = torch.randn(2, 3), torch.randn(3, 4)
     torch.testing.assert_close(compiled(a, b), a @ b)
@@ -198,7 +201,11 @@ def test_optimized_graphs_train_and_are_optimized_again() -> None:
     ("options", "error", "words"),
     [
         ({"backend": "onxx"}, fxopt.OptionError, "Did you mean 'onnx'"),
-        ({"backend": "eager", "thread": 2}, fxopt.OptionError, "Unknown option for 'eager': 'thread'"),
+        (
+            {"backend": "eager", "thread": 2},
+            fxopt.OptionError,
+            "Unknown option for 'eager': 'thread'",
+        ),
         ({"calibration": [1]}, fxopt.OptionError, "int8"),
     ],
 )

@@ -151,7 +151,11 @@ def test_skip_rolls_the_guilty_pass_back_and_goes_on(
     with caplog.at_level(logging.WARNING, "fxopt"):
         graph = fxopt.optimize(model, x, passes=passes, verify=verify, on_error="skip")
     torch.testing.assert_close(graph(x), model(x))
-    assert [step.name for step in graph.story.steps] == ["break-relu", bad.name, "remove-dead-nodes"]
+    assert [step.name for step in graph.story.steps] == [
+        "break-relu",
+        bad.name,
+        "remove-dead-nodes",
+    ]
     assert [step.skipped is not None for step in graph.story.steps] == [False, True, False]
     assert graph.story.steps[0].rewrites == 10
     assert bad.name in caplog.text
@@ -161,7 +165,9 @@ def test_skip_rolls_the_guilty_pass_back_and_goes_on(
 def test_a_pass_that_raises_is_named_with_those_before_it(
     model: nn.Module, x: torch.Tensor
 ) -> None:
-    with pytest.raises(fxopt.FxoptError, match="'raises' failed with ZeroDivisionError: planted") as e:
+    with pytest.raises(
+        fxopt.FxoptError, match="'raises' failed with ZeroDivisionError: planted"
+    ) as e:
         fxopt.optimize(model, x, passes=["fold-constants", Raises()])
     assert "Passes before it: fold-constants" in str(e.value)
 

@@ -95,7 +95,9 @@ def test_update_changes_arguments_in_place(graph: GraphModule) -> None:
     assert result.changed == ("linear",) and result.erased == ("a_bias",)
     assert not graph.has_constant("a.bias")
     with pytest.raises(ValueError, match="shape or dtype"):
-        Rewriter(graph).update(linear, (linear.args[0], graph.find(aten.linear.default)[1].args[1], None))
+        Rewriter(graph).update(
+            linear, (linear.args[0], graph.find(aten.linear.default)[1].args[1], None)
+        )
 
 
 def test_constants_are_registered_under_unique_names_and_remember(graph: GraphModule) -> None:

@@ -83,7 +83,11 @@ def _pass_times(build: Callable[[], GraphModule], repeats: int = 3) -> dict[str,
         whole = time.perf_counter() - started
         gc.enable()
         times = {step.name: step.seconds for step in optimized.story.steps}
-        for name, seconds in {**times, "all passes": sum(times.values()), "optimize()": whole}.items():
+        for name, seconds in {
+            **times,
+            "all passes": sum(times.values()),
+            "optimize()": whole,
+        }.items():
             best[name] = min(best.get(name, seconds), seconds)
     return best
 

@@ -33,7 +33,9 @@ LIMIT = 1e-5
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--only", default="", help="run networks whose name contains this")
     parser.add_argument("--onnx", action="store_true", help="lower to ONNX too, and run it")
     parser.add_argument("--peer", action="store_true", help="time torch.onnx.export beside ours")
@@ -208,7 +210,7 @@ def markdown(rows: dict[str, Any]) -> str:
         f"torch {torch.__version__}. Batch-norm statistics and constant parameters are randomized. "
         "*nodes*: operator calls captured → optimized. *bn*: batch norms captured → left. *error*: "
         "max |Δ| / max |reference| against eager. *passes*: all passes beside the capture. "
-        "*compile*: `fxopt.compile(backend=\"onnx\")`, capture included, without verification and "
+        '*compile*: `fxopt.compile(backend="onnx")`, capture included, without verification and '
         "session, beside `torch.onnx.export(dynamo=True)` of the same model in the same run.\n\n"
         f"{summary(rows)}\n\n"
         "| network | nodes | bn | error eager | passes / capture | onnx nodes | error onnx | "

@@ -58,7 +58,8 @@ def op_counts(graph: GraphModule) -> dict[str, int]:
     """Return how often each operator stands in the graph, by its short name ('conv2d')."""
     counts = Counter(
         node.target._schema.name.split("::")[-1]
-        if hasattr(node.target, "_schema") else getattr(node.target, "__name__", str(node.target))
+        if hasattr(node.target, "_schema")
+        else getattr(node.target, "__name__", str(node.target))
         for node in graph.graph.nodes
         if node.op == "call_function"
     )
@@ -162,7 +163,9 @@ def _expect_same_function(
             torch.manual_seed(0)
             found = copy.deepcopy(graph)(*call.args, **call.kwargs)
         error = relative_error(found, expected)
-        assert error <= tolerance, f"outputs differ by {error:.3g} > {tolerance:g}\n{graph_text(graph)}"
+        assert error <= tolerance, (
+            f"outputs differ by {error:.3g} > {tolerance:g}\n{graph_text(graph)}"
+        )
 
 
 def _expect_gradients(
@@ -195,12 +198,11 @@ def _input_gradients(module: torch.nn.Module, inputs: Any) -> list[torch.Tensor]
     torch.manual_seed(0)
     outputs = pytree.tree_leaves(module(*call.args, **call.kwargs))
     terms = [
-        (out * out).sum() for out in outputs
+        (out * out).sum()
+        for out in outputs
         if isinstance(out, torch.Tensor) and out.is_floating_point() and out.requires_grad
     ]
     if not terms or not leaves:
         return []
     torch.stack([term.double() for term in terms]).sum().backward()
     return [torch.zeros_like(x) if x.grad is None else x.grad for x in leaves]
-
-

@@ -72,9 +72,7 @@ def test_never_folds_randomness() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x + torch.randn(3, dtype=x.dtype) * torch.ones(3, dtype=x.dtype)
 
-    check_pass(
-        FoldConstants(), Noise(), torch.randn(3), after={"randn": 1, "full": 0}, rewrites=1
-    )
+    check_pass(FoldConstants(), Noise(), torch.randn(3), after={"randn": 1, "full": 0}, rewrites=1)
 
 
 def test_never_folds_what_depends_on_state() -> None:
@@ -130,7 +128,11 @@ def test_growth_allows_large_results_of_large_sources() -> None:
     x = torch.randn(64, 32)
     check_pass(FoldConstants(free_bytes=0, growth=2.0), Tiles(), x, after={"repeat": 0})
     check_pass(
-        FoldConstants(free_bytes=0, growth=1.9), Tiles(), x, after={"repeat": 1}, misses=["too many"]
+        FoldConstants(free_bytes=0, growth=1.9),
+        Tiles(),
+        x,
+        after={"repeat": 1},
+        misses=["too many"],
     )
 
 

@@ -30,7 +30,9 @@ class WritesBuffer(nn.Module):
         return x + self.state
 
 
-@pytest.mark.parametrize("model", [WritesParameter(), WritesBuffer()], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize(
+    "model", [WritesParameter(), WritesBuffer()], ids=lambda m: type(m).__name__
+)
 def test_state_is_that_before_compiling(model: nn.Module) -> None:
     compiled = fxopt.compile(model, torch.ones(3))
     assert torch.equal(model.state.detach(), torch.zeros(3))
