@@ -130,11 +130,10 @@ class GraphModule(fx.GraphModule):
         return self._compiled(self, *flat)
 
     def _by_registry(self, source: str) -> str:
-        """Let the code ask for constants that no attribute reaches: `self.lambda`, `self.info`."""
+        """Let the code ask for constants whose path is no Python, such as `self.lambda.weight`."""
         for node in self._graph.find_nodes(op="get_attr"):
             name = str(node.target)
-            first = name.split(".")[0]
-            if hasattr(type(self), first) or first in self.__dict__ or _has_keyword(name):
+            if _has_keyword(name):
                 written = f"{node.name} = {_format_target('self', name)}"
                 asked = f"{node.name} = self.constant({name!r})"
                 for end in ("\n", ";"):

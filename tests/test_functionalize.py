@@ -182,6 +182,25 @@ def test_a_parameter_written_under_no_grad_is_state() -> None:
     assert graph.mean.grad_fn is None and not model.mean.any()
 
 
+def test_state_written_under_no_grad_holds_no_graph_of_earlier_calls() -> None:
+    class Memory(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+            self.register_buffer("last", torch.zeros(4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.layer(x)
+            with torch.no_grad():
+                self.last.mul_(0.5).add_(y.mean(0))
+            return y - self.last
+
+    graph = fxopt.capture(Memory(), torch.randn(3, 4))
+    for _ in range(2):  # the second would run backward through the first
+        graph(torch.randn(3, 4)).sum().backward()
+    assert not graph.last.requires_grad and graph.last.any()
+
+
 @pytest.mark.parametrize(
     ("function", "part"),
     [

@@ -161,6 +161,21 @@ def test_ranges_hold_ever_after() -> None:
                 one(rows(n))
 
 
+@pytest.mark.parametrize(
+    ("model", "example", "axis"),
+    [
+        (nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU()), (3, 4, 5, 5), 0),
+        (nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), (3, 5, 4), 0),
+        (nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), (3, 5, 4), 1),
+    ],
+)
+def test_one_row_runs_where_only_torch_itself_asked_for_the_number_of_rows(
+    model: nn.Module, example: tuple[int, ...], axis: int
+) -> None:
+    graph = fxopt.capture(model.eval(), torch.randn(example), dynamic_shapes={axis: "n"})
+    agrees(graph, model, torch.randn(example).narrow(axis, 0, 1))
+
+
 def branching(self: Any, x: Any) -> Any:
     if x.shape[0] == 1:
         return x * 2

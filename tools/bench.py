@@ -63,7 +63,9 @@ def scale(sizes: list[int]) -> None:
         print(f"{kind}: microseconds per node")
         per_node: dict[str, list[float]] = {}
         for size in sizes:
-            for name, seconds in _pass_times(lambda build=build, size=size: build(size)).items():
+            repeats = 5 if size < 20_000 else 2
+            times = _pass_times(lambda build=build, size=size: build(size), repeats)
+            for name, seconds in times.items():
                 per_node.setdefault(name, []).append(seconds / size * 1e6)
         print(f"  {'nodes':22}" + "".join(f"{size:>10,}" for size in sizes) + "    growth")
         for name, values in per_node.items():
@@ -71,7 +73,7 @@ def scale(sizes: list[int]) -> None:
             print(f"  {name:22}{shown}{values[-1] / max(values[0], 1e-9):9.2f}×")
 
 
-def _pass_times(build: Callable[[], GraphModule], repeats: int = 3) -> dict[str, float]:
+def _pass_times(build: Callable[[], GraphModule], repeats: int) -> dict[str, float]:
     """Return the seconds of each default pass, and of all with their checks and records."""
     best: dict[str, float] = {}
     for _ in range(repeats):
