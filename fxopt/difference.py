@@ -54,3 +54,9 @@ def _wide(tensor: torch.Tensor) -> torch.Tensor:
 def _specials(values: torch.Tensor) -> torch.Tensor:
     """Return distinct numbers for NaN, +inf and −inf."""
     return torch.nan_to_num(values, nan=0.0, posinf=1.0, neginf=-1.0)
+
+
+def bytes_of(tensor: torch.Tensor) -> bytes:
+    """Return the bytes of a tensor's elements, in order, whatever its strides."""
+    packed = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return packed.reshape(-1).view(torch.uint8).numpy().tobytes()

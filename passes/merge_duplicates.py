@@ -24,6 +24,7 @@ import torch
 from torch import fx
 
 from fxopt.contract import Effect, PassResult, Precondition
+from fxopt.difference import bytes_of
 from fxopt.effects import is_pure
 from fxopt.graph_module import GraphModule
 from fxopt.rewrite import Rewriter
@@ -63,7 +64,7 @@ def _merge_constants(rewriter: Rewriter, graph: GraphModule) -> None:
             continue
         kept: dict[bytes, fx.Node] = {}
         for node in nodes:
-            first = kept.setdefault(_bytes(graph.value(node)), node)
+            first = kept.setdefault(bytes_of(graph.value(node)), node)
             if first is not node:
                 rewriter.replace(node, first)
 
@@ -82,11 +83,7 @@ def _sample(tensor: torch.Tensor) -> tuple[Any, ...]:
     """Return what two equal constants must share, at the cost of a few elements."""
     flat = tensor.detach().reshape(-1)
     step = max(1, flat.numel() // 8)
-    return (tensor.shape, tensor.dtype, tensor.device, _bytes(flat[::step][:8]))
-
-
-def _bytes(tensor: torch.Tensor) -> bytes:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return (tensor.shape, tensor.dtype, tensor.device, bytes_of(flat[::step][:8]))
 
 
 def _key(value: Any) -> Any:

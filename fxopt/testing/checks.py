@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from fxopt import dialect
 from fxopt.capture import capture
 from fxopt.contract import Pass, PassResult
-from fxopt.difference import relative_error
+from fxopt.difference import bytes_of, relative_error
 from fxopt.graph_module import GraphModule
 from fxopt.inputs import as_inputs
 from fxopt.text import graph_text
@@ -145,11 +145,10 @@ def _expect_misses(result: PassResult, expected: list[str]) -> None:
 
 def _fingerprint(graph: GraphModule) -> list[tuple[str, str]]:
     """Return a digest of every constant's bytes, by name."""
-    found = []
-    for name, tensor in sorted(graph.constants().items()):
-        raw = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-        found.append((name, hashlib.sha256(raw.numpy().tobytes()).hexdigest()))
-    return found
+    return [
+        (name, hashlib.sha256(bytes_of(tensor)).hexdigest())
+        for name, tensor in sorted(graph.constants().items())
+    ]
 
 
 def _expect_same_function(

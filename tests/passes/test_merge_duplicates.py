@@ -129,3 +129,21 @@ def test_large_networks_of_equal_fresh_weights_keep_them() -> None:
     graph = fxopt.capture(model, torch.randn(2, 4))
     assert not MergeDuplicates().run(graph).modified
     noisy(model)
+
+
+def test_constants_with_odd_strides_are_compared() -> None:
+    class Strided(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            base = torch.arange(12.0).reshape(3, 4)
+            self.register_buffer("a", base[1:2, ::3][:, :1], persistent=False)
+            self.register_buffer("b", base.t()[:1, 1:2], persistent=False)
+            self.register_buffer("c", base[:0], persistent=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x + self.a) * (x + self.b) + self.c.sum()
+
+    check_pass(
+        MergeDuplicates(), Strided(), torch.randn(2), add_noise=False, double=False,
+        tolerance=1e-6, after={"add": 2},
+    )  # fmt: skip
