@@ -203,25 +203,31 @@ def summary(rows: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+HEAD = """# The zoo
+
+Written by `python tools/zoo.py --onnx --peer --out docs/zoo.md`. Batch-norm statistics and constant
+parameters are randomized. *nodes*: operator calls captured → optimized. *bn*: batch norms captured →
+left. *error*: max |Δ| / max |reference| against eager. *passes*: all passes beside the capture.
+*compile*: `fxopt.compile(backend="onnx")`, capture included, without verification and session,
+beside `torch.onnx.export(dynamo=True)` of the same model in the same run.
+
+Batch norms that are left have no layer beside them to take them in: they follow a concatenation
+(densenet, dpn), an activation (convmixer, xcit), a sum (fastvit, xception, resnetv2) or a pool, or a
+convolution whose output is used elsewhere (repghost); what follows is an activation, or a
+convolution that pads with zeros, which have no shift. Each network's report names the near-misses.
+"""
+COLUMNS = (
+    "network", "nodes", "bn", "error eager", "passes / capture", "onnx nodes", "error onnx",
+    "compile s / torch.onnx s", "remarks",
+)  # fmt: skip
+
+
 def markdown(rows: dict[str, Any]) -> str:
     """Return all rows as a Markdown page."""
-    head = (
-        "# The zoo\n\nWritten by `python tools/zoo.py --onnx --peer --out docs/zoo.md`, "
-        f"torch {torch.__version__.split("+")[0]}. Batch-norm statistics and constant parameters are randomized. "
-        "*nodes*: operator calls captured → optimized. *bn*: batch norms captured → left. *error*: "
-        "max |Δ| / max |reference| against eager. *passes*: all passes beside the capture. "
-        '*compile*: `fxopt.compile(backend="onnx")`, capture included, without verification and '
-        "session, beside `torch.onnx.export(dynamo=True)` of the same model in the same run.\n\n"
-        f"{summary(rows)}\n\n"
-        "Batch norms that are left have no layer beside them to take them in: they follow a "
-        "concatenation\n(densenet, dpn), an activation (convmixer, xcit), a sum (fastvit, xception, "
-        "resnetv2) or a pool, or a\nconvolution whose output is used elsewhere (repghost); what "
-        "follows is an activation, or a convolution\nthat pads with zeros, which have no shift. The "
-        "report of each network names the near-misses.\n\n"
-        "| network | nodes | bn | error eager | passes / capture | onnx nodes | error onnx | "
-        "compile s / torch.onnx s | remarks |\n|---|---|---|---|---|---|---|---|---|\n"
-    )
-    return head + "".join(_markdown_row(name, row) for name, row in rows.items())
+    version = torch.__version__.split("+")[0]
+    table = [f"| {' | '.join(COLUMNS)} |\n", "|---" * len(COLUMNS) + "|\n"]
+    table += [_markdown_row(name, row) for name, row in rows.items()]
+    return f"{HEAD}\nWith torch {version}: {summary(rows)}\n\n{''.join(table)}"
 
 
 def _markdown_row(name: str, row: dict[str, Any]) -> str:
