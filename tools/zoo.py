@@ -206,15 +206,15 @@ def summary(rows: dict[str, Any]) -> str:
 HEAD = """# The zoo
 
 Written by `python tools/zoo.py --onnx --peer --out docs/zoo.md`. Batch-norm statistics and constant
-parameters are randomized. *nodes*: operator calls captured → optimized. *bn*: batch norms captured →
-left. *error*: max |Δ| / max |reference| against eager. *passes*: all passes beside the capture.
+parameters are randomized. *nodes*: operator calls captured → optimized. *bn*: batch norms captured
+→ left. *error*: max |Δ| / max |reference| against eager. *passes*: all passes beside the capture.
 *compile*: `fxopt.compile(backend="onnx")`, capture included, without verification and session,
 beside `torch.onnx.export(dynamo=True)` of the same model in the same run.
 
 Batch norms that are left have no layer beside them to take them in: they follow a concatenation
-(densenet, dpn), an activation (convmixer, xcit), a sum (fastvit, xception, resnetv2) or a pool, or a
+(densenet, dpn), an activation (convmixer, xcit), a sum (fastvit, xception, resnetv2), a pool, or a
 convolution whose output is used elsewhere (repghost); what follows is an activation, or a
-convolution that pads with zeros, which have no shift. Each network's report names the near-misses.
+convolution that pads with zeros, which have no shift. Each report names the near-misses.
 """
 COLUMNS = (
     "network", "nodes", "bn", "error eager", "passes / capture", "onnx nodes", "error onnx",
