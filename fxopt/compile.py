@@ -53,7 +53,8 @@ def compile(
     """Compile a model: capture it, run the passes, prove that nothing changed, lower it.
 
     Returns a `CompiledModel`, called like the model itself. Without `example_inputs` they are
-    inferred from the model; where that is impossible, the first call compiles. With `submodules`,
+    inferred from the model, or taken from the first call where that is impossible, and a call with
+    other shapes compiles again (a `DeferredModel` keeps the last few). With `submodules`,
     those parts are compiled and a copy of the model that uses them is returned.
 
     `passes`: pass objects or names; None for `fxopt.default_passes()`. `verify`: "final", "each",

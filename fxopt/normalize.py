@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch._ops import OpOverload
-from torch.utils import _pytree as pytree
 
 aten = torch.ops.aten
 INT_MAX = 9223372036854775807  # how ATen writes "to the end"
@@ -204,7 +203,6 @@ def _overload(name: str) -> Any:
 _SAME_ARGUMENTS = {
     "view": "reshape",
     "_unsafe_view": "reshape",
-    "_reshape_alias": None,
     "true_divide.Tensor": "div.Tensor",
     "divide.Tensor": "div.Tensor",
     "divide.Scalar": "div.Tensor",
@@ -224,7 +222,6 @@ _SAME_ARGUMENTS = {
     "unsafe_split_with_sizes": "split_with_sizes",
     "split.sizes": "split_with_sizes",
     "unsafe_chunk": "chunk",
-    "constant_pad_nd": None,
     "greater.Tensor": "gt.Tensor",
     "greater.Scalar": "gt.Scalar",
     "greater_equal.Tensor": "ge.Tensor",
@@ -243,7 +240,6 @@ _SAME_ARGUMENTS = {
     "moveaxis.intlist": "movedim.intlist",
     "numpy_T": "t",
     "special_softmax": "softmax.int",
-    "_softmax": None,
 }
 
 
@@ -400,9 +396,6 @@ def _to(call: Call, describe: Describe) -> Call:
             return Call(aten.clone.default, (x,), {"memory_format": given.get("memory_format")})
         return Call(aten.to.dtype, (x, dtype, False, False, None), {})
     return Call(aten.to.device, (x, torch.device(device), dtype, False, False, None), {})
-
-
-# `to.device` is itself canonical once the device changes; keep `_to` from looking further.
 
 
 @_spells(aten.type_as.default)
@@ -577,8 +570,3 @@ def _arange(call: Call, describe: Describe) -> Call:
     named = {"dtype": kwargs["dtype"], "layout": None, "pin_memory": None}
     named["device"] = torch.device(kwargs.get("device") or "cpu")
     return Call(aten.arange.start_step, (start, end, step), named)
-
-
-def map_nodes(value: Any, visit: Callable[[Any], Any]) -> Any:
-    """Apply `visit` to every leaf of nested arguments."""
-    return pytree.tree_map(visit, value)

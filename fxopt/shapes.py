@@ -9,17 +9,12 @@ from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fxopt.normalize import Describe
-
 
 def describe(argument: Any) -> Any:
     """Return what stands for an argument of a node: its fake tensor, or the plain value."""
     if isinstance(argument, fx.Node):
         return argument.meta.get("val")
     return argument
-
-
-describe_node: Describe = describe
 
 
 def fake_of(tensor: torch.Tensor, mode: FakeTensorMode) -> Any:
