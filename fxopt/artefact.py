@@ -91,6 +91,8 @@ def _members(graph: GraphModule, *, with_examples: bool) -> dict[str, Content]:
         "format": FORMAT,
         "fxopt": fxopt_version(),
         "name": info.model_name,
+        "modules": dict(info.modules),
+        "dimensions": dict(info.dimensions),
         "training": graph.training,
         "signature": None if info.signature is None else encode_signature(info.signature),
         "symbols": _symbols(graph),

@@ -21,7 +21,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
-from fxopt.dynamic import conditions, make_dynamic
+from fxopt.dynamic import Names, conditions, make_dynamic, names_of_sizes
 from fxopt.errors import CaptureError
 from fxopt.graph_module import GraphInfo, GraphModule
 from fxopt.inputs import (
@@ -34,7 +34,7 @@ from fxopt.inputs import (
     infer_inputs,
     map_tensors,
 )
-from fxopt.provenance import source_line, user_frame
+from fxopt.provenance import classes_by_path, source_line, user_frame
 from fxopt.shapes import fake_of
 from fxopt.signature import ConstantLeaf, Signature, Structure, TensorLeaf
 from fxopt.training import absent_regularizers, switches_of
@@ -64,8 +64,10 @@ def capture(
         model = getattr(model, "_orig_mod", model)  # what torch.compile wraps
         check_ready(model)
         given = bind_inputs(model, example_inputs)
-        inputs, shapes = _dynamic(model, given, dynamic_shapes)
+        inputs, shapes, names = _dynamic(model, given, dynamic_shapes)
         graph = _from_program(_export(model, inputs, shapes), model, inputs)
+        assert graph.info.signature is not None
+        graph.info.dimensions = names_of_sizes(names, graph.info.signature.leaves)
         if shapes is not None:
             _admit(graph, model, given)
     graph.info.capture_seconds = time.perf_counter() - started
@@ -134,13 +136,13 @@ def _path_text(path: Any) -> str:
     return f"{head.key}{pytree.keystr(tuple(rest))}"
 
 
-def _dynamic(model: torch.nn.Module, inputs: Inputs, given: Any) -> tuple[Inputs, Any]:
+def _dynamic(model: torch.nn.Module, inputs: Inputs, given: Any) -> tuple[Inputs, Any, Names]:
     if given is None:
-        return inputs, None
+        return inputs, None, {}
     bound = forward_signature(model).bind(*inputs.args, **inputs.kwargs)
-    arguments, shapes = make_dynamic(bound.signature, bound.arguments, given)
+    arguments, shapes, names = make_dynamic(bound.signature, bound.arguments, given)
     bound.arguments.update(arguments)
-    return Inputs(bound.args, bound.kwargs), shapes
+    return Inputs(bound.args, bound.kwargs), shapes, names
 
 
 def _admit(graph: GraphModule, model: torch.nn.Module, given: Inputs) -> None:
@@ -465,6 +467,7 @@ class _Translation:
                 if isinstance(leaf, TensorLeaf)
             ),
             model_name=type(self.model).__name__,
+            modules=classes_by_path(self._nodes),
             mutated=mutated,
             sources=frozenset(self.constants),
             state=frozenset(

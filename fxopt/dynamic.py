@@ -26,6 +26,9 @@ _FORMS = (
 )
 
 
+Names = dict[tuple[int, int], str]  # (leaf, axis) of a dynamic dimension; -1 for an integer
+
+
 @dataclass
 class _Entry:
     """One dynamic dimension of one tensor, or one dynamic integer."""
@@ -49,8 +52,8 @@ class _Entry:
 
 def make_dynamic(
     parameters: inspect.Signature, arguments: Mapping[str, Any], dynamic_shapes: Any
-) -> tuple[dict[str, Any], Any]:
-    """Return the arguments with examples of at least 2, and their shapes for torch.export.
+) -> tuple[dict[str, Any], Any, Names]:
+    """Return the arguments with examples of at least 2, their shapes for torch.export, and names.
 
     `arguments` are bound: a name of `parameters` to a value. Raises CaptureError for a form, name
     or dimension that does not fit.
@@ -72,7 +75,18 @@ def make_dynamic(
             shapes[entry.leaf] = dim
         else:
             shapes[entry.leaf] = {**(shapes[entry.leaf] or {}), entry.axis: dim}
-    return pytree.tree_unflatten(values, structure), _shape_tree(structure, iter(shapes))
+    names = {(entry.leaf, entry.axis): entry.name for entry in entries if entry.name is not None}
+    return pytree.tree_unflatten(values, structure), _shape_tree(structure, iter(shapes)), names
+
+
+def names_of_sizes(names: Names, leaves: Sequence[Any]) -> dict[str, str]:
+    """Return the user's name of each symbol that stands for a dimension of the inputs."""
+    found: dict[str, str] = {}
+    for (leaf, axis), name in names.items():
+        size = getattr(leaves[leaf], "symbol", None) if axis < 0 else leaves[leaf].shape[axis]
+        if isinstance(size, sympy.Symbol):
+            found.setdefault(str(size), name)
+    return found
 
 
 def _shape_tree(structure: pytree.TreeSpec, leaves: Iterator[Any]) -> Any:

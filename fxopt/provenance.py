@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import re
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
+from torch import fx
 
 _TORCH = str(Path(torch.__file__).parent)
 _FXOPT = str(Path(__file__).parent)
@@ -32,9 +34,17 @@ def source_line(stack_trace: str | None) -> str | None:
 def module_of(meta: dict[str, Any]) -> tuple[str, str]:
     """Return the path and class name of the innermost module that a node was traced in."""
     stack = meta.get("nn_module_stack")
-    if not stack:
-        return "", ""
-    path, kind = list(stack.values())[-1]
+    return _path_and_class(*list(stack.values())[-1]) if stack else ("", "")
+
+
+def classes_by_path(nodes: Iterable[fx.Node]) -> dict[str, str]:
+    """Return the class name of every module that a node was traced in, outermost included."""
+    stacks = (node.meta.get("nn_module_stack") or {} for node in nodes)
+    entries = dict.fromkeys(entry for stack in stacks for entry in stack.values())
+    return dict(_path_and_class(*entry) for entry in entries)
+
+
+def _path_and_class(path: str, kind: Any) -> tuple[str, str]:
     name = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
     return path.split("@")[0].removeprefix("L['self'].").removeprefix("L['self']"), name
 

@@ -51,6 +51,12 @@ def rebuild(
     name, signature = content["name"], content["signature"]
     info = graph.info
     info.model_name = name if isinstance(name, str) and name.isidentifier() else "model"
+    info.modules = _text_by_text(content["modules"])
+    info.dimensions = {
+        str(sizes.symbols[name]): word
+        for name, word in _text_by_text(content["dimensions"]).items()
+        if name in sizes.symbols
+    }
     info.signature = None if signature is None else decode_signature(signature, sizes.symbols)
     info.example_inputs = tuple(
         read_example(index, one, examples) for index, one in enumerate(content["examples"])
@@ -79,6 +85,12 @@ def _check(graph: GraphModule) -> None:
         raise malformed("the signature")
     if len(graph.info.example_inputs) != len(placeholders):
         raise malformed("the example inputs")
+
+
+def _text_by_text(found: Any) -> dict[str, str]:
+    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+        raise malformed("what names stand for")
+    return dict(found)
 
 
 def _words(written: Any) -> tuple[str, ...]:

@@ -65,6 +65,7 @@ def test_a_graph_comes_back_whole(path: Path) -> None:
         assert loaded.is_persistent(name) == graph.is_persistent(name)
     before, after = graph.info, loaded.info
     assert (after.state, after.sources, after.ties) == (before.state, before.sources, before.ties)
+    assert after.modules == before.modules and "stem" in after.modules
     for old, new in zip(graph.graph.nodes, loaded.graph.nodes, strict=True):
         for key in ("path", "module", "source", "rule", "replaces", "switch"):
             assert new.meta.get(key) == old.meta.get(key)
@@ -185,6 +186,7 @@ def test_dynamic_sizes_come_back(path: Path) -> None:
     loaded = round_trip(graph, path)
     signature = loaded.info.signature
     assert signature is not None
+    assert loaded.info.dimensions == {str(signature.tensors[0].shape[0]): "rows"}
     sizes = {s for leaf in signature.tensors for s in (*leaf.shape, leaf.symbol) if s is not None}
     known = {str(s) for s in loaded.info.fake_mode.shape_env.backed_var_to_val}
     assert signature.guards == tuple(g for g in signature.guards if g.free_symbols <= sizes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
@@ -49,9 +51,33 @@ def lower(graph: GraphModule, options: Onnx) -> OnnxExecutable:
     model = _model(emitter, graph, inputs, outputs, options.opset)
     if slots:
         model.metadata_props[STATE_KEY] = state_text(slots)
+    _name_dimensions(model, graph.info.dimensions)
     check(model)
     runtime = RuntimeOptions(options.threads, tuple(options.providers), options.optimization)
     return OnnxExecutable(model, runtime, tuple(emitter.notes), slots, options.external_data)
+
+
+def _name_dimensions(model: ir.Model, names: Mapping[str, str]) -> None:
+    """Call symbolic sizes what the user called them, also where one stands in an expression."""
+    if not names:
+        return
+    symbols = re.compile("|".join(rf"\b{re.escape(symbol)}\b" for symbol in names))
+    for value in _values(model.graph):
+        if value.shape is None:
+            continue
+        for axis, size in enumerate(value.shape):
+            if isinstance(size, ir.SymbolicDim) and size.value is not None:
+                value.shape[axis] = symbols.sub(lambda found: names[found[0]], size.value)
+
+
+def _values(graph: ir.Graph) -> Iterator[Value]:
+    """Yield the inputs and results of a graph and of the graphs inside of it."""
+    yield from graph.inputs
+    for node in graph.all_nodes():
+        yield from node.outputs
+        for attribute in node.attributes.values():
+            if attribute.type is ir.AttributeType.GRAPH:
+                yield from attribute.as_graph().inputs
 
 
 def _input(emitter: Emitter, node: fx.Node) -> Value:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import fxopt
 from fxopt.backends.onnx import Onnx
 from fxopt.errors import ArtefactError, LoweringError, OptionError
 from tests.backends.onnx_check import check, difference, expected, lowered, mlp, noisy, normal
@@ -95,6 +96,7 @@ ENCODER = """
 import sys, torch
 from pathlib import Path
 from torch import nn
+import fxopt
 from fxopt.backends.onnx import Onnx
 from fxopt.capture import capture
 torch.manual_seed(0)
@@ -196,3 +198,16 @@ def test_importing_it_imports_no_engine() -> None:
     script = f"import sys, fxopt.backends.onnx; print({engines} & set(sys.modules))"
     assert run_python(script) == "set()"
     assert Onnx().missing() is None
+
+
+def test_dynamic_sizes_bear_the_names_that_the_user_gave(tmp_path: Path) -> None:
+    model = torch.nn.Conv2d(3, 4, 3, stride=2).eval()
+    names = {0: "batch", 2: "height"}
+    compiled = fxopt.compile(model, torch.randn(2, 3, 9, 9), dynamic_shapes=names, backend="onnx")
+    compiled.save(tmp_path / "named.onnx")
+    graph = onnx.load(tmp_path / "named.onnx").graph
+    sizes = [d.dim_param or d.dim_value for d in graph.input[0].type.tensor_type.shape.dim]
+    assert sizes == ["batch", 3, "height", 9]
+    out = [d.dim_param or d.dim_value for d in graph.output[0].type.tensor_type.shape.dim]
+    assert out[0] == "batch" and out[1] == 4 and "height" in str(out[2])
+    assert compiled(torch.randn(5, 3, 17, 9)).shape == (5, 4, 8, 4)
