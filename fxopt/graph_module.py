@@ -41,6 +41,8 @@ class GraphInfo:
     fake_mode: FakeTensorMode
     example_inputs: tuple[Any, ...] = ()  # flat, in the order of the placeholders
     model_name: str = "model"
+    modules: Mapping[str, str] = field(default_factory=dict)  # class by path, also of containers
+    dimensions: Mapping[str, str] = field(default_factory=dict)  # names of symbolic sizes
     recipes: list[Recipe] = field(default_factory=list)
     mutated: frozenset[str] = frozenset()  # constants that the graph itself writes back
     sources: frozenset[str] = frozenset()  # the constants' names at capture
@@ -151,6 +153,12 @@ class GraphModule(fx.GraphModule):
         return f"{name}:\n{graph_text(self)}"
 
     __repr__ = __str__
+
+    def _repr_svg_(self) -> str | None:
+        """Show the graph in a notebook; None, so that it shows its text, where `dot` is missing."""
+        from fxopt.picture.notebook import graph_svg
+
+        return graph_svg(self)
 
     @property
     def code(self) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fxopt.registry import spec_of
 from fxopt.story import Step, Story
 
 if TYPE_CHECKING:
@@ -35,14 +36,6 @@ class Recipe:
         for name in self.settings.get("to_add", ()):
             lines.append(f"# {name}= was an object that a file cannot hold: pass it again\n")
         return "".join(lines)
-
-
-def spec_of(one: Any) -> str:
-    """Return a pass or backend as it is written by name: `fold-constants(growth=2.0)`."""
-    from fxopt.pipeline import options_of
-
-    options = ", ".join(f"{key}={value!r}" for key, value in options_of(one).items())
-    return f"{one.name}({options})" if options else str(one.name)
 
 
 def _is_plain(value: Any) -> bool:
@@ -113,6 +106,15 @@ class Report:
             for part in self.__rich__().renderables:
                 console.print(part, markup=False, soft_wrap=isinstance(part, str))
         return captured.get().rstrip()
+
+    def _repr_html_(self) -> str:
+        """Show the report in a notebook."""
+        from fxopt.picture.notebook import table_html
+
+        table = self._table()
+        headings = [str(column.header) for column in table.columns]
+        rows = zip(*(map(str, column.cells) for column in table.columns), strict=True)
+        return table_html(str(table.title), headings, list(rows), self._lines())
 
     def __rich__(self) -> Any:
         from rich.console import Group

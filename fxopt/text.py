@@ -1,8 +1,7 @@
-"""A graph as text: one line per node, stable across runs; and the difference of two of them."""
+"""A graph as text: one line per node, stable across runs."""
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 import torch
@@ -24,18 +23,25 @@ def graph_text(graph: GraphModule | fx.Graph) -> str:
     return "\n".join(node_text(node) for node in nodes) + "\n"
 
 
-def node_text(node: fx.Node) -> str:
-    """Return one node as text."""
+def node_text(node: fx.Node, *, inline: bool = False) -> str:
+    """Return one node as text; with `inline` a constant stands where it is used, by its name."""
+    args, kwargs = node.args, node.kwargs
+    if inline:
+        args, kwargs = fx.map_arg((args, kwargs), _constant_or_node)
     if node.op == "output":
-        return f"return {value_text(node.args[0])}"
+        return f"return {value_text(args[0])}"
     head = f"%{node.name}: {type_text(node.meta.get('val'))} = "
     if node.op == "placeholder":
         return head + "input"
     if node.op == "get_attr":
         return head + f"constant '{node.target}'"
-    kwargs = [f"{key}={value_text(value)}" for key, value in node.kwargs.items()]
-    arguments = ", ".join([*map(value_text, node.args), *kwargs])
+    named = [f"{key}={value_text(value)}" for key, value in kwargs.items()]
+    arguments = ", ".join([*map(value_text, args), *named])
     return head + f"{target_text(node.target)}({arguments})"
+
+
+def _constant_or_node(node: fx.Node) -> Any:
+    return str(node.target) if node.op == "get_attr" else node
 
 
 def target_text(target: Any) -> str:
@@ -78,9 +84,9 @@ def value_text(value: Any) -> str:
     return repr(value)
 
 
-def text_diff(before: str, after: str, *, context: int = 2) -> list[str]:
-    """Return the lines of a unified diff of two graph texts."""
-    lines = difflib.unified_diff(
-        before.splitlines(), after.splitlines(), "before", "after", lineterm="", n=context
-    )
-    return list(lines)
+def quantity_text(number: float) -> str:
+    """Return a count with three digits and its prefix: `950`, `70.4k`, `25.6M`, `4.09G`."""
+    for power, prefix in ((15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if number >= 0.9995 * 10**power:
+            return f"{number / 10**power:.3g}{prefix}"
+    return f"{number:.3g}"

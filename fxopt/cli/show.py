@@ -10,10 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from fxopt.cli.compile import (
+    check_writable,
     dynamic_option,
     example_inputs,
     expand,
     input_option,
+    json_option,
     model_argument,
     passes_option,
     quiet_option,
@@ -23,21 +25,55 @@ from fxopt.cli.model import load_model
 from fxopt.cli.screen import Screen
 from fxopt.cli.values import InputSpec, PassesType, dynamic_shapes
 from fxopt.compile import optimize
+from fxopt.diff import diff_text
 from fxopt.graph_module import GraphModule
-from fxopt.picture import visualize
-from fxopt.story import Step, Story
+from fxopt.picture import check_drawable, moments, visualize
+from fxopt.story import Snapshot, Step, Story
 from fxopt.text import graph_text
 
 
-@click.command("show", short_help="Print a model's graph, or what passes change in it.")
+class DepthType(click.ParamType[Any]):
+    """Reads how deep modules are open: `auto`, `all` or a number of levels."""
+
+    name = "auto|all|LEVELS"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | str | None:
+        """Return the depth as `visualize` takes it."""
+        if value in ("auto", "all"):
+            return "auto" if value == "auto" else None
+        if not str(value).isdecimal():
+            self.fail(f"'{value}' is no depth. Write auto, all, or a number of module levels.")
+        return int(value)
+
+
+class StepType(click.ParamType[Any]):
+    """Reads a step: a pass's name, a number from 0 on, or `all`."""
+
+    name = "PASS|NUMBER|all"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | str:
+        """Return the step as `visualize` takes it."""
+        return int(value) if str(value).isdecimal() else str(value)
+
+
+@click.command("show", short_help="Print or draw a model's graph, or what passes change in it.")
 @model_argument
 @input_option
 @dynamic_option
 @passes_option
 @click.option("--diff", is_flag=True, help="Print what each pass changed, instead of the graph.")
 @click.option(
+    "--step", type=StepType(),
+    help="Only what this one changed; with -o, the graph before and after it, side by side. "
+    "`all` is the captured and the final graph.",
+)  # fmt: skip
+@click.option(
     "-o", "--output", type=click.Path(path_type=Path),
-    help="Draw the graph into this file instead: .dot, .svg, .png or .pdf.",
+    help="Draw into this file instead: .svg, .png, .pdf, .dot, or .html for the interactive page.",
+)  # fmt: skip
+@click.option(
+    "--depth", type=DepthType(), default="auto", show_default=True,
+    help="With -o, which modules are open: as many as a page shows legibly, all, or some levels.",
 )  # fmt: skip
 @trust_option
 @quiet_option
@@ -47,27 +83,37 @@ def show_command(
     dynamic: tuple[str, ...],
     passes: list[str] | None,
     diff: bool,
+    step: int | str | None,
     output: Path | None,
+    depth: int | str | None,
     trust: bool,
     quiet: bool,
 ) -> None:
     """Print the captured graph of MODEL as text, one line per node.
 
-    With --passes the graph after those passes; with --diff what each of them changed (without
-    --passes: each of the default list).
+    With --passes the graph after those passes; with --diff or --step what each or one of them
+    changed (without --passes: of the default list).
+
+    \b
+    fxopt show torchvision.models:resnet18 --diff
+    fxopt show torchvision.models:resnet18 -o resnet18.pdf
+    fxopt show torchvision.models:resnet18 --step fuse-conv-bn -o before_after.svg
     """
     screen = Screen(quiet=quiet)
     with screen.job():
-        wanted = passes if passes is not None else ["default"] if diff else []
+        if output is not None:
+            check_drawable(output)
+            check_writable(output)
+        wanted = passes if passes is not None else ["default"] if diff or step is not None else []
         graph = _optimized(screen, model, input, dynamic, wanted, trust)
         if output is not None:
-            visualize(graph, output)
-    if output is not None:
-        screen.show(f"wrote {output}")
-    elif diff:
-        screen.show(_diffs(_story(graph)))
-    else:
-        screen.show(Text(graph_text(graph).rstrip()))
+            visualize(graph, output, depth=depth, step=step)
+            text = Text(f"wrote {output}")
+        elif step is not None:
+            text = _diff(*moments(_story(graph), step))
+        else:
+            text = _diffs(_story(graph)) if diff else Text(graph_text(graph).rstrip())
+    screen.show(text)
 
 
 @click.command("explain", short_help="Say what one pass did, and where it held back and why.")
@@ -77,6 +123,7 @@ def show_command(
 @dynamic_option
 @click.option("--after", "passes", type=PassesType(), help="Run these passes first.")
 @trust_option
+@json_option
 @quiet_option
 def explain_command(
     model: str,
@@ -85,13 +132,17 @@ def explain_command(
     dynamic: tuple[str, ...],
     passes: list[str] | None,
     trust: bool,
+    as_json: bool,
     quiet: bool,
 ) -> None:
     """Run PASS on the graph of MODEL; say what it rewrote, and where it held back and why."""
-    screen = Screen(quiet=quiet)
+    screen = Screen(as_json=as_json, quiet=quiet)
     with screen.job():
         graph = _optimized(screen, model, input, dynamic, [*(passes or []), pass_name], trust)
         step = _story(graph).steps[-1]
+    if as_json:
+        screen.document(_as_json(model, step))
+        return
     screen.show(_explanation(step))
     if step.rules:
         screen.show(_rules(step))
@@ -122,13 +173,18 @@ def _story(graph: GraphModule) -> Story:
 
 
 def _diffs(story: Story) -> Text:
-    text = Text()
-    for step in story.steps:
-        text.append(f"{step.name}: {_times(step.rewrites)}\n", style="bold")
-        for line in step.diff().splitlines()[2:]:
-            style = {"+": "green", "-": "red", "@": "dim"}.get(line[:1], "")
-            text.append(line + "\n", style=style)
-    text.rstrip()
+    return Text("\n").join(
+        _diff(f"{step.name}: {_times(step.rewrites)}", step.before, step.after)
+        for step in story.steps
+    )
+
+
+def _diff(title: str, before: Snapshot, after: Snapshot) -> Text:
+    """Return a title and what differs, in colour."""
+    text = Text(title, style="bold")
+    for line in diff_text(before, after).splitlines():
+        style = {"+": "green", "-": "red", "@": "dim"}.get(line[:1], "")
+        text.append(f"\n{line}", style=style)
     return text
 
 
@@ -144,6 +200,19 @@ def _explanation(step: Step) -> Text:
     if not step.rewrites and not step.misses:
         lines.append("  It found nothing that it applies to.")
     return Text("\n".join(lines))
+
+
+def _as_json(model: str, step: Step) -> dict[str, Any]:
+    return {
+        "model": model,
+        "pass": step.name,
+        "options": {key: repr(value) for key, value in step.options.items()},
+        "rewrites": step.rewrites,
+        "stands_for": {new: list(old) for new, old in step.origins.items()},
+        "misses": [vars(miss) for miss in step.misses],
+        "rules": {name: vars(count) for name, count in step.rules.items()},
+        "diff": diff_text(step.before, step.after),
+    }
 
 
 def _rules(step: Step) -> Any:
