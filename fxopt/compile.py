@@ -17,7 +17,8 @@ from fxopt.dialect import retarget
 from fxopt.errors import OptionError
 from fxopt.graph_module import GraphModule
 from fxopt.inputs import infer_inputs
-from fxopt.pipeline import ON_ERROR, VERIFY, Oracle, check_choice, run_passes
+from fxopt.oracle import Oracle
+from fxopt.pipeline import ON_ERROR, VERIFY, check_choice, run_passes
 from fxopt.registry import check_available, resolve_backend, resolve_pass
 from fxopt.report import Recipe
 from fxopt.submodules import compile_submodules
@@ -74,7 +75,7 @@ def compile(
         raise OptionError(
             "calibration= goes with precision='int8', which this version does not have yet."
         )
-    model = _unwrapped(model)
+    model = unwrapped(model)
 
     def compile_for(part: Any, inputs: Any) -> CompiledModel:
         return _compile(part, inputs, chosen, settings)
@@ -110,7 +111,7 @@ def optimize(
     settings = Settings.of(
         passes, dynamic_shapes, precision, verify, verify_inputs, tolerance, on_error, progress
     )
-    graph, _ = _optimize(_unwrapped(model_or_graph), example_inputs, settings)
+    graph, _ = _optimize(unwrapped(model_or_graph), example_inputs, settings)
     return graph
 
 
@@ -201,6 +202,25 @@ def _optimize(
     model: Any, example_inputs: Any, settings: Settings
 ) -> tuple[GraphModule, Oracle]:
     """Capture (or copy), convert the precision, and run the passes under an oracle."""
+    graph, oracle = prepare(model, example_inputs, settings)
+    story = run_passes(
+        graph, settings.passes, oracle, on_error=settings.on_error, progress=settings.progress
+    )
+    story.recipe = Recipe.of(
+        passes=settings.passes,
+        precision=settings.precision,
+        verify=settings.verify,
+        tolerance=settings.tolerance,
+        on_error=settings.on_error,
+        dynamic_shapes=settings.dynamic_shapes,
+    ).settings
+    return graph, oracle
+
+
+def prepare(
+    model: Any, example_inputs: Any, settings: Settings
+) -> tuple[GraphModule, Oracle]:
+    """Return the graph that the passes start from, and what judges what they make of it."""
     settings.progress("capture")
     inputs = bind_inputs(model, example_inputs) if _is_user_model(model) else example_inputs
     graph = capture(model, inputs, dynamic_shapes=settings.dynamic_shapes)
@@ -208,7 +228,7 @@ def _optimize(
         graph = retarget(graph, dtype=DTYPES[settings.precision])
     original = graph.copy()
     verify = settings.verify
-    oracle = Oracle(
+    return graph, Oracle(
         mode=verify if isinstance(verify, str) else "final",
         reference=_reference(model, inputs, original, settings),
         original=original,
@@ -216,18 +236,6 @@ def _optimize(
         tolerance=settings.tolerance,
         accept=verify if callable(verify) else None,
     )
-    story = run_passes(
-        graph, settings.passes, oracle, on_error=settings.on_error, progress=settings.progress
-    )
-    story.recipe = Recipe.of(
-        passes=settings.passes,
-        precision=settings.precision,
-        verify=verify,
-        tolerance=settings.tolerance,
-        on_error=settings.on_error,
-        dynamic_shapes=settings.dynamic_shapes,
-    ).settings
-    return graph, oracle
 
 
 def _reference(model: Any, inputs: Any, original: GraphModule, settings: Settings) -> Run:
@@ -241,6 +249,6 @@ def _is_user_model(model: Any) -> bool:
     return isinstance(model, torch.nn.Module) and not isinstance(model, GraphModule)
 
 
-def _unwrapped(model: Any) -> Any:
+def unwrapped(model: Any) -> Any:
     """Return the model that torch.compile wrapped, or the model itself."""
     return getattr(model, "_orig_mod", model)

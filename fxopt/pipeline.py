@@ -5,48 +5,21 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from typing import Any
 
 from fxopt import dialect
 from fxopt.contract import Effect, Pass, PassResult
 from fxopt.errors import FxoptError, OptionError, PreconditionError, VerifyError
 from fxopt.graph_module import GraphModule
-from fxopt.rewrite import fuel
-from fxopt.story import Recorder, Step, Story, Verification
-from fxopt.text import graph_text, text_diff
-from fxopt.verify import Run, compare, runner
+from fxopt.oracle import Oracle
+from fxopt.registry import options_of
+from fxopt.story import Recorder, Step, Story
 
 log = logging.getLogger("fxopt")
 Progress = Callable[[str], None]
 VERIFY = ("final", "each", "off")
 ON_ERROR = ("raise", "skip")
-
-
-@dataclass(frozen=True)
-class Oracle:
-    """How results are judged: against what, on which flat inputs, within what bound."""
-
-    mode: str  # "final", "each" or "off"
-    reference: Run
-    original: GraphModule
-    inputs: Sequence[tuple[Any, ...]]
-    tolerance: float | None = None
-    accept: Callable[[Any], Any] | None = None  # the user's own acceptance
-
-    def judge(self, graph: GraphModule, what: str = "optimized graph") -> Verification:
-        """Compare a graph with the reference, and ask the user's own acceptance."""
-        verdict = compare(
-            what, runner(graph), self.reference, self.original, self.inputs, self.tolerance
-        )
-        if verdict.passed and self.accept is not None and self.accept(graph.copy()) is False:
-            return replace(verdict, error=float("inf"), what=f"{what}, by your own acceptance")
-        return verdict
-
-    def since(self, graph: GraphModule) -> Oracle:
-        """Return an oracle that judges what comes after a lossy pass."""
-        original = graph.copy()
-        return replace(self, reference=runner(original), original=original)
 
 
 def run_passes(
@@ -145,7 +118,7 @@ class _Run:
         if verdict.passed:
             self._begin_segment()
             return
-        guilty, message = find_guilty(self._start, self._segment, self.oracle)
+        guilty, message = _find_guilty(self._start, self._segment, self.oracle)
         if not self.skip:
             raise VerifyError(message)
         log.warning("%s It was skipped.", message)
@@ -168,7 +141,7 @@ class _Run:
         if verdict.passed:
             return
         assert undo is not None
-        message = _guilty_message(one, undo, self.oracle, verdict)
+        _, message = _find_guilty(undo, [one], self.oracle)
         if not self.skip:
             raise VerifyError(message)
         log.warning("%s It was skipped.", message)
@@ -192,71 +165,11 @@ class _Run:
         self.graph.become(saved)
 
 
-def find_guilty(start: GraphModule, passes: Sequence[Pass], oracle: Oracle) -> tuple[Pass, str]:
-    """Run `passes` again on a copy of `start`; return the first that breaks it, and the words."""
-    graph = start.copy()
-    check_captured(graph, oracle)
-    for one in passes:
-        before = graph.copy()
-        run_pass(one, graph)
-        verdict = oracle.judge(graph)
-        if not verdict.passed:
-            return one, _guilty_message(one, before, oracle, verdict)
-    raise VerifyError(
-        "The optimized graph differs from the original, but no single pass does when the passes "
-        "are run again: one of them is not deterministic. Run with verify='each'."
-    )
+def _find_guilty(start: GraphModule, passes: Sequence[Pass], oracle: Oracle) -> tuple[Pass, str]:
+    """Run `passes` again on copies of `start`; return the first that breaks it, and the words."""
+    from fxopt.bisection import find_guilty  # which runs passes through this module
 
-
-def check_captured(graph: GraphModule, oracle: Oracle) -> None:
-    """Raise VerifyError where a graph differs from the reference before any pass has run on it."""
-    if oracle.judge(graph, "captured graph").passed:
-        return
-    verdict = replace(oracle, accept=None).judge(graph)
-    if verdict.passed:
-        raise VerifyError(
-            "Your own acceptance refuses the graph even before the first pass, though it "
-            "computes what the model does."
-        )
-    raise VerifyError(
-        "The captured graph does not compute what the model does, before any pass: max |Δ| "
-        f"/ max |reference| is {verdict.error:.3g}, and the bound is {verdict.bound:.3g}. This is "
-        "a bug of capture, unless the model is random or depends on earlier calls; then pass "
-        "verify='off' or a tolerance."
-    )
-
-
-def _guilty_message(
-    one: Pass, before: GraphModule, oracle: Oracle, verdict: Verification
-) -> str:
-    """Find the first rewrite of a guilty pass that breaks the graph, by bisection on fuel."""
-
-    def broken(rewrites: int) -> bool:
-        graph = before.copy()
-        with fuel(rewrites):
-            run_pass(one, graph)
-        return not oracle.judge(graph).passed
-
-    total = run_pass(one, before.copy()).rewrites
-    low, high = 0, total  # with `low` rewrites it is right, with `high` it is wrong
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if broken(middle) else (middle, high)
-    right, wrong = before.copy(), before.copy()
-    with fuel(high - 1):
-        run_pass(one, right)
-    with fuel(high):
-        run_pass(one, wrong)
-    difference = text_diff(graph_text(right), graph_text(wrong), context=0)
-    lines = [line for line in difference if line[:3] not in ("---", "+++") and line[:2] != "@@"]
-    return (
-        f"Pass '{one.name}' changed what the model computes: max |Δ| / max |reference| is "
-        f"{verdict.error:.3g}, and the bound is {verdict.bound:.3g} ({verdict.what}).\n"
-        f"The first wrong rewrite is number {high} of {total}:\n"
-        + "\n".join(f"  {line}" for line in lines[:20])
-        + "\nThis is a bug of the pass. Leave it out of passes=, or go on without it with "
-        "on_error='skip'."
-    )
+    return find_guilty(start, passes, oracle)
 
 
 def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
@@ -311,20 +224,6 @@ def _step(one: Pass, before: Any, after: Any, seconds: float, result: PassResult
         origins=result.origins,
         rules=result.rules,
     )
-
-
-def options_of(one: Any) -> dict[str, Any]:
-    """Return the fields of a pass or backend that differ from their defaults."""
-    default = type(one)
-    plain = default() if all(_has_default(f) for f in fields(one)) else None
-    values = {f.name: getattr(one, f.name) for f in fields(one)}
-    return {k: v for k, v in values.items() if plain is None or getattr(plain, k) != v}
-
-
-def _has_default(field: Any) -> bool:
-    from dataclasses import MISSING
-
-    return field.default is not MISSING or field.default_factory is not MISSING
 
 
 def _renamed(graph: GraphModule) -> dict[str, tuple[str, ...]]:

@@ -10,11 +10,12 @@ import logging
 import pkgutil
 import types
 import typing
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from fxopt.errors import BackendUnavailable, OptionError, unknown_name
+from fxopt.imports import load_object, place_of
 
 if TYPE_CHECKING:
     from fxopt.backend import Backend
@@ -69,7 +70,10 @@ def check_available(backend: Backend) -> None:
 
 
 def resolve_pass(spec: Any) -> Any:
-    """Return a pass: itself, or from its name with options: "fold-constants(growth=2.0)"."""
+    """Return a pass: itself, or from its name with options: "fold-constants(growth=2.0)".
+
+    One that is in no registry is named by its place: "mine.py:MyPass", "package.module:MyPass".
+    """
     return _resolve("pass", "passes", spec)
 
 
@@ -89,10 +93,47 @@ def _resolve(word: str, kind: str, spec: Any, options: dict[str, Any] | None = N
             raise OptionError(f"Options {', '.join(options)} belong into the {word} object itself.")
         return spec
     name, written = _parse(spec, word)
+    if ":" in name:
+        return _from_place(word, kind, name, {**written, **(options or {})})
     known = classes(kind)
     if name not in known:
         raise unknown_name(word, name, known)
     return make(known[name], {**written, **(options or {})})
+
+
+def _from_place(word: str, kind: str, place: str, options: dict[str, Any]) -> Any:
+    """Return what a module or file of the user's own holds; a class is made with options."""
+    found = load_object(place)
+    if not isinstance(found, type):
+        return _resolve(word, kind, found, options)
+    if not is_dataclass(found):
+        raise OptionError(f"{place} is not a {word}: a {word} is a frozen dataclass.")
+    return _resolve(word, kind, make(found, options))
+
+
+def spec_of(one: Any) -> str:
+    """Return a pass or backend as it is written by name: `fold-constants(growth=2.0)`.
+
+    One that is in no registry is written by its place, or by its bare name where nobody else can
+    reach it.
+    """
+    name, cls = str(one.name), type(one)
+    if all(classes(kind).get(name) is not cls for kind in ("passes", "backends")):
+        name = place_of(cls) or name
+    options = ", ".join(f"{key}={value!r}" for key, value in options_of(one).items())
+    return f"{name}({options})" if options else name
+
+
+def options_of(one: Any) -> dict[str, Any]:
+    """Return the fields of a pass or backend that differ from their defaults."""
+    default = type(one)
+    plain = default() if all(map(_has_default, fields(one))) else None
+    values = {f.name: getattr(one, f.name) for f in fields(one)}
+    return {k: v for k, v in values.items() if plain is None or getattr(plain, k) != v}
+
+
+def _has_default(field: Field[Any]) -> bool:
+    return field.default is not MISSING or field.default_factory is not MISSING
 
 
 def make(cls: type, options: dict[str, Any]) -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,19 +18,46 @@ from torch import fx
 
 from fxopt.contract import Miss, PassResult, RuleCount
 from fxopt.effects import is_pure
+from fxopt.errors import FxoptError
 from fxopt.graph_module import GraphModule, Recipe
 from fxopt.normalize import canonical, node_name
 from fxopt.shapes import describe, fake_of, infer, same_shape
 
-_fuel: contextvars.ContextVar[list[int] | None] = contextvars.ContextVar("fuel", default=None)
+_PATIENCE = 100  # how often more than ten times per node a rewrite is refused
+
+
+class OutOfFuel(FxoptError):
+    """A pass without fuel does not stop asking for rewrites; its graph is legal as it is."""
+
+
+@dataclass
+class Fuel:
+    """How many rewrites may be made; how many were, and by which rule the last."""
+
+    limit: int | None  # None: any number
+    spent: int = 0
+    refused: int = 0
+    rule: str | None = None
+
+    @property
+    def is_out(self) -> bool:
+        """Whether no further rewrite may be made."""
+        return self.limit is not None and self.spent >= self.limit
+
+
+_fuel: contextvars.ContextVar[Fuel | None] = contextvars.ContextVar("fuel", default=None)
 
 
 @contextlib.contextmanager
-def fuel(rewrites: int) -> Iterator[None]:
-    """Let the rewriters inside make at most this many rewrites: bisection needs it."""
-    token = _fuel.set([rewrites])
+def fuel(rewrites: int | None) -> Iterator[Fuel]:
+    """Let the rewriters inside make at most this many rewrites, and count them.
+
+    Bisection needs it. Raises OutOfFuel through a pass that never stops asking for more.
+    """
+    tank = Fuel(rewrites)
+    token = _fuel.set(tank)
     try:
-        yield
+        yield tank
     finally:
         _fuel.reset(token)
 
@@ -207,19 +235,27 @@ class Rewriter:
     @property
     def out_of_fuel(self) -> bool:
         """Whether bisection has stopped this pass; a loop may as well end."""
-        return self._fuel is not None and self._fuel[0] <= 0
+        return self._fuel is not None and self._fuel.is_out
 
     # -- inside -------------------------------------------------------------------------------
 
     def _spend(self) -> bool:
-        if self.out_of_fuel:
-            self.discard()
+        tank = self._fuel
+        if tank is not None and tank.is_out:
+            self._refuse(tank)
             return False
-        if self._fuel is not None:
-            self._fuel[0] -= 1
+        if tank is not None:
+            tank.spent, tank.rule = tank.spent + 1, self.rule
         self.rewrites += 1
         self._uncommitted.clear()
         return True
+
+    def _refuse(self, tank: Fuel) -> None:
+        self.discard()
+        tank.refused += 1
+        if tank.refused > _PATIENCE + 10 * len(self.graph.graph.nodes):
+            self.result()
+            raise OutOfFuel("A pass that was stopped goes on asking for rewrites without end.")
 
     def discard(self) -> None:
         """Drop the nodes inserted since the last rewrite that nobody uses."""

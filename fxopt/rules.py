@@ -383,7 +383,10 @@ class _Driver:
             return False
         built, moved = tuple(rewriter._uncommitted), tuple(node.users)
         around = dict.fromkeys((*found.nodes, *(i for n in found.nodes for i in n.all_input_nodes)))
-        if not rewriter.replace(node, result):
+        rewriter.rule = one.name
+        replaced = rewriter.replace(node, result)
+        rewriter.rule = None
+        if not replaced:
             return False
         tally.rewritten += 1
         alone = (u for n in around if not n._erased and len(n.users) == 1 for u in n.users)

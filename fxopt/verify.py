@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import fx
 from torch.utils import _pytree as pytree
 
 from fxopt.capture import attributes_kept
 from fxopt.dialect import retarget
 from fxopt.difference import relative_error
+from fxopt.effects import is_pure
 from fxopt.errors import FxoptError
 from fxopt.graph_module import GraphModule
 from fxopt.inputs import Inputs, as_inputs, evaluation
@@ -118,30 +120,50 @@ def compare(
     started = time.perf_counter()
     worst, bound = 0.0, 0.0
     for flat in inputs:
-        expected = _seeded(reference, flat)
-        limit = tolerance if tolerance is not None else _base_tolerance(original, expected)
+        expected = seeded(reference, flat)
+        limit = bound_of(0.0, original, flat, tolerance)
         try:
-            result = _seeded(found, flat)
+            result = seeded(found, flat)
         except FxoptError:
             raise
         except Exception as failure:
             words = f"{what}, which fails with {type(failure).__name__}: {failure}"
             return Verification(words, math.inf, limit, time.perf_counter() - started)
         error = relative_error(list(result), list(expected))
-        if error > limit and tolerance is None:
-            limit = max(limit, OWN_ERROR_FACTOR * own_error(original, flat, expected))
+        limit = bound_of(error, original, flat, tolerance)
         worst, bound = max(worst, error), max(bound, limit)
         if error > limit:
             return Verification(what, error, limit, time.perf_counter() - started)
     return Verification(what, worst, bound, time.perf_counter() - started)
 
 
+def bound_of(
+    error: float, original: GraphModule, flat: Sequence[Any], tolerance: float | None
+) -> float:
+    """Return the bound on an error: `tolerance`, or what the dtype and the original warrant.
+
+    The original is measured against itself only: what capture got wrong must not widen the bound.
+    """
+    if tolerance is not None:
+        return tolerance
+    limit = _base_tolerance(original)
+    if error > limit:
+        own = own_error(original, flat, seeded(runner(original), flat))
+        limit = max(limit, OWN_ERROR_FACTOR * own)
+    return limit
+
+
 def own_error(original: GraphModule, flat: Sequence[Any], expected: Sequence[Any]) -> float:
-    """Return the original's error against itself in float64; 0 where it cannot run in float64."""
+    """Return the original's error against itself in float64; 0 where it cannot run in float64.
+
+    0, too, where it draws random numbers: those are others in another dtype.
+    """
+    if any(map(_is_random, original.graph.nodes)):
+        return 0.0
     try:
         wide = retarget(original, dtype=torch.float64)
         widened = [_widen(value) for value in flat]
-        exact = _seeded(runner(wide), widened)
+        exact = seeded(runner(wide), widened)
     except RuntimeError:
         return 0.0  # an operator without a float64 kernel: the dtype's own tolerance stays
     narrowed = [
@@ -154,12 +176,17 @@ def own_error(original: GraphModule, flat: Sequence[Any], expected: Sequence[Any
     return error if error < 1.0 else 0.0
 
 
+def _is_random(node: fx.Node) -> bool:
+    draws = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    return draws and not is_pure(node)
+
+
 def _widen(value: Any) -> Any:
     is_float = isinstance(value, torch.Tensor) and value.is_floating_point()
     return value.double() if is_float else value
 
 
-def _seeded(run: Run, flat: Sequence[Any]) -> Sequence[Any]:
+def seeded(run: Run, flat: Sequence[Any]) -> Sequence[Any]:
     """Run on copies of the inputs (the model may write to them) with the generator's seed fixed."""
     copies = [value.clone() if isinstance(value, torch.Tensor) else value for value in flat]
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
@@ -168,7 +195,7 @@ def _seeded(run: Run, flat: Sequence[Any]) -> Sequence[Any]:
         return run(copies)
 
 
-def _base_tolerance(original: GraphModule, expected: Sequence[Any]) -> float:
+def _base_tolerance(original: GraphModule) -> float:
     """The tolerance of the coarsest dtype that the graph computes in."""
     dtypes = {
         node.meta["val"].dtype

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import importlib.util
 import inspect
-import pkgutil
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 import torch
@@ -19,11 +13,9 @@ from torch.export import ExportedProgram
 
 from fxopt.compiled import load
 from fxopt.errors import FxoptError
-from fxopt.provenance import user_frame
+from fxopt.imports import guarded, load_object
 from fxopt.registry import classes
-from fxopt.vision import import_torchvision, lacks_operators
 
-T = TypeVar("T")
 FORMS = (
     "Write module:callable (torchvision.models:resnet18), path.py:callable, a file that fxopt "
     "wrote, or a .pt2 file with --trust."
@@ -36,7 +28,7 @@ def load_model(spec: str, *, trust: bool = False) -> Any:
     A class or function is called without arguments, after torch's generator was seeded, so that
     random weights are the same each time. Raises UsageError for a spec that names no model.
     """
-    if ":" in spec and not Path(spec).is_file():
+    if ":" in spec[1:-1] and not Path(spec).is_file():
         return _make(spec, load_object(spec))
     path = Path(spec)
     suffixes = {cls.suffix for cls in classes("backends").values()}  # type: ignore[attr-defined]
@@ -54,20 +46,6 @@ def load_model(spec: str, *, trust: bool = False) -> Any:
     raise click.UsageError(f"'{spec}' names no model. {FORMS}")
 
 
-def load_object(spec: str) -> Any:
-    """Return what `module:name` or `path.py:name` names; raise UsageError where there is none."""
-    place, _, name = spec.rpartition(":")
-    if not place or not name:
-        raise click.UsageError(f"'{spec}' names no model. {FORMS}")
-    module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
-    found: Any = module
-    for part in name.split("."):
-        if not hasattr(found, part):
-            raise click.UsageError(f"{place} has no '{part}'.{_near(part, dir(found))}")
-        found = getattr(found, part)
-    return found
-
-
 def _make(spec: str, found: Any) -> Any:
     """Call a factory; use anything else as it is."""
     if not isinstance(found, (torch.nn.Module, ExportedProgram)) and callable(found):
@@ -80,7 +58,7 @@ def _make(spec: str, found: Any) -> Any:
             )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            found = _guarded(spec, lambda: found(**given))
+            found = guarded(spec, lambda: found(**given))
     if not isinstance(found, (torch.nn.Module, ExportedProgram)):
         raise click.UsageError(
             f"{spec} gives {type(found).__name__}, which is not a torch.nn.Module. {FORMS}"
@@ -135,75 +113,4 @@ def _load_program(path: Path, trust: bool) -> ExportedProgram:
             f"Reading '{path}' can run code that is stored in it: torch.export.load offers no safe "
             "way. If you trust where it comes from, say --trust."
         )
-    return _guarded(str(path), lambda: torch.export.load(path))
-
-
-# -- imports ---------------------------------------------------------------------------------------
-
-
-def _import_module(name: str) -> ModuleType:
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)  # like `python -m`
-    if name.split(".")[0] == "torchvision" and importlib.util.find_spec("torchvision"):
-        import_torchvision()
-    try:
-        return _guarded(name, lambda: importlib.import_module(name), ModuleNotFoundError)
-    except ModuleNotFoundError as error:
-        missing = error.name or ""
-        if not (name == missing or name.startswith(f"{missing}.")):
-            raise FxoptError(f"'{name}' cannot be imported: {error}.") from error
-        parent, _, last = missing.rpartition(".")
-        folders = sys.modules[parent].__path__ if parent in sys.modules else None
-        found = pkgutil.iter_modules(folders)
-        prefix = f"{parent}." if parent else ""
-        near = _near(last, (module.name for module in found), prefix)
-        raise click.UsageError(f"There is no module '{missing}'.{near}") from None
-
-
-def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise click.UsageError(f"There is no file '{path}'.")
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)  # like `python path.py`
-
-    def execute() -> ModuleType:
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        known = sys.modules.get(path.stem)
-        sys.modules[path.stem] = module
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[path.stem]
-            if known is not None:
-                sys.modules[path.stem] = known
-            raise
-        return module
-
-    return _guarded(str(path), execute)
-
-
-def _guarded(what: str, action: Callable[[], T], through: type[Exception] = FxoptError) -> T:
-    """Run the user's code; raise FxoptError with the user's line for whatever it raises."""
-    try:
-        try:
-            return action()
-        except Exception as error:
-            if not lacks_operators(error):
-                raise
-            import_torchvision()
-            return action()
-    except Exception as error:
-        if isinstance(error, (FxoptError, click.UsageError, through)):
-            raise
-        where = user_frame(error.__traceback__)
-        at = f"\n  at {where}" if where else ""
-        raise FxoptError(f"{what} failed with {type(error).__name__}: {error}{at}") from error
-
-
-def _near(name: str, known: Iterable[str], prefix: str = "") -> str:
-    near = difflib.get_close_matches(name, [one for one in known if one[0] != "_"], n=1)
-    return f" Did you mean '{prefix}{near[0]}'?" if near else ""
+    return guarded(str(path), lambda: torch.export.load(path))
