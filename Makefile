@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
-SPEC := pyproject.toml constraints.txt
+SPEC := pyproject.toml constraints.txt setup.py fxopt/page/libraries.py
 
 # Two test processes with one thread each: more threads than cores make everything slower.
 WORKERS ?= 2
@@ -17,10 +17,11 @@ ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/vision ## Compile torchvision's ResNet-18 to ONNX, run it, and print what each pass did
+demo: $(VENV)/vision ## Compile ResNet-18 to ONNX, run it, and show what each pass did
 	$(BIN)/fxopt compile torchvision.models:resnet18 --backend onnx -o resnet18.onnx --benchmark
+	$(BIN)/fxopt view torchvision.models:resnet18 -o resnet18.html
 
-test: $(VENV)/dev ## Run the whole test suite (TESTS=path for a part of it)
+test: $(VENV)/dev $(VENV)/programs ## Run the whole test suite (TESTS=path for a part of it)
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
 
 check: $(VENV)/dev ## Run the linter and the type checker
@@ -54,4 +55,15 @@ $(VENV)/vision: $(VENV)/torch $(SPEC)
 $(VENV)/dev: $(VENV)/torch $(SPEC)
 	@echo "installing fxopt with what tests and checks need"
 	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+# Two programs that no Python package holds: Graphviz draws pictures, Chromium opens the page.
+# Where they cannot be installed here, the tests that need them are skipped, and say so.
+$(VENV)/programs: $(VENV)/torch
+	@{ command -v dot && command -v chromium; } > /dev/null \
+	  || { command -v apt-get > /dev/null && test "$$(id -u)" = 0 \
+	       && echo "installing Graphviz and Chromium" && apt-get update -qq \
+	       && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends \
+	            graphviz chromium fonts-dejavu-core > /dev/null; } \
+	  || echo "Some tests will be skipped: install Graphviz (dot) and Chromium to run them."
 	@touch $@

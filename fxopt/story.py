@@ -11,8 +11,9 @@ from torch import fx
 
 from fxopt.contract import Effect, Miss, RuleCount
 from fxopt.cost import macs
+from fxopt.diff import diff_text
 from fxopt.graph_module import GraphModule
-from fxopt.text import node_text, text_diff
+from fxopt.text import node_text
 
 
 class NodeRecord:
@@ -52,21 +53,29 @@ class Counts:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A graph at one moment; unchanged nodes are shared with the snapshot before."""
+    """A graph at one moment; unchanged nodes are shared with the snapshot before.
+
+    `subgraphs` holds the bodies of control-flow operators, by the constant's name.
+    """
 
     records: tuple[NodeRecord, ...] = field(repr=False)
     parameters: int
+    subgraphs: Mapping[str, Snapshot] = field(default_factory=dict, repr=False)
 
     @cached_property
     def counts(self) -> Counts:
-        """The size of the graph."""
+        """The size of the graph; the calls in its sub-graphs are among its nodes."""
         calls = [record for record in self.records if record.op == "call_function"]
-        return Counts(len(calls), self.parameters, sum(record.macs for record in calls))
+        inside = sum(snapshot.counts.nodes for snapshot in self.subgraphs.values())
+        return Counts(len(calls) + inside, self.parameters, sum(record.macs for record in calls))
 
     @cached_property
     def text(self) -> str:
-        """The graph as text."""
-        return "\n".join(record.text for record in self.records) + "\n"
+        """The graph as text, its sub-graphs indented below it."""
+        lines = [record.text for record in self.records]
+        for name, snapshot in self.subgraphs.items():
+            lines += [f"{name}:", *(f"  {line}" for line in snapshot.text.splitlines())]
+        return "\n".join(lines) + "\n"
 
 
 class Recorder:
@@ -74,6 +83,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self._known: dict[fx.Node, NodeRecord] = {}
+        self._inside: dict[str, Recorder] = {}
 
     def snapshot(self, graph: GraphModule) -> Snapshot:
         """Record the graph as it is now, re-using the records of nodes that did not change."""
@@ -84,10 +94,17 @@ class Recorder:
                 record = NodeRecord(node)
             known[node] = record
         self._known = known
+        subgraphs = {
+            str(node.target): graph.value(node)
+            for node in graph.graph.find_nodes(op="get_attr")
+            if isinstance(graph.value(node), GraphModule)
+        }
+        self._inside = {name: self._inside.get(name, Recorder()) for name in subgraphs}
         parameters = sum(
             p.numel() for m in graph.modules() for p in m._parameters.values() if p is not None
         )
-        return Snapshot(tuple(known.values()), parameters)
+        inside = {name: self._inside[name].snapshot(part) for name, part in subgraphs.items()}
+        return Snapshot(tuple(known.values()), parameters, inside)
 
 
 @dataclass(frozen=True, repr=False)
@@ -113,8 +130,8 @@ class Step:
         return f"<Step {self.name}: {self.rewrites} rewrites>"
 
     def diff(self) -> str:
-        """The change as a unified diff of the graph's text."""
-        return "\n".join(text_diff(self.before.text, self.after.text))
+        """What differs, as text; see `fxopt.diff.diff_text`."""
+        return diff_text(self.before, self.after)
 
 
 @dataclass(frozen=True)
