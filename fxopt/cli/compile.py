@@ -11,7 +11,7 @@ import click
 from torch.export import ExportedProgram
 
 from fxopt.cli.model import load_model, load_object
-from fxopt.cli.race import Speed, race
+from fxopt.cli.race import Speed, speed_of
 from fxopt.cli.recipe import recipe_option
 from fxopt.cli.screen import Screen
 from fxopt.cli.values import (
@@ -109,7 +109,7 @@ def compile_command(
     with screen.job():
         shapes = dynamic_shapes(dynamic)
         judge = _judge(verify)
-        _check_writable(output)
+        check_writable(output)
         chosen = resolve_backend(backend or _backend_for(output), dict(option))
         chosen_passes = expand(passes)
         screen.progress(f"load {model}")
@@ -127,7 +127,7 @@ def compile_command(
         speed = None
         if benchmark:
             screen.progress("benchmark")
-            speed = race(loaded, inputs, compiled)
+            speed = speed_of(loaded, inputs, compiled)
     _show(screen, compiled, output, speed)
 
 
@@ -174,15 +174,19 @@ def _judge(verify: str) -> str | Callable[[Any], Any]:
 
 
 def _backend_for(output: Path | None) -> str:
-    """The backend whose artefacts have this suffix."""
-    suffix = output.suffix if output is not None else None
-    for name, cls in classes("backends").items():
-        if cls.suffix == suffix:  # type: ignore[attr-defined]
-            return name
-    return "eager"
+    """Return the backend whose artefacts have this suffix; raise UsageError where none has."""
+    if output is None:
+        return "eager"
+    suffixes = {cls.suffix: name for name, cls in classes("backends").items()}  # type: ignore[attr-defined]
+    if output.suffix not in suffixes:
+        raise click.UsageError(
+            f"The suffix of '{output}' names no backend. Use one of "
+            f"{', '.join(sorted(suffixes))}, or say which with --backend."
+        )
+    return suffixes[output.suffix]
 
 
-def _check_writable(output: Path | None) -> None:
+def check_writable(output: Path | None) -> None:
     """Fail before the work where the output could not be written after it."""
     if output is None:
         return
