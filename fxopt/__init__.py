@@ -1,7 +1,9 @@
 """fxopt: a graph-level inference compiler for PyTorch. Start with `fxopt.compile(model)`."""
 
 from fxopt import backends, dialect, passes, testing
+from fxopt.bisection import Bisection, bisect
 from fxopt.capture import capture
+from fxopt.comparison import Comparison, compare
 from fxopt.compile import compile, default_passes, lower, optimize
 from fxopt.compiled import CompiledModel, load
 from fxopt.errors import (
@@ -19,6 +21,7 @@ from fxopt.errors import (
 from fxopt.graph_module import GraphModule
 from fxopt.network import to_networkx
 from fxopt.picture import visualize
+from fxopt.profile import Profile, profile
 from fxopt.rules import apply_rules, explain, rule
 
 __version__ = "0.1.0"
@@ -26,7 +29,9 @@ __version__ = "0.1.0"
 __all__ = [
     "ArtefactError",
     "BackendUnavailable",
+    "Bisection",
     "CaptureError",
+    "Comparison",
     "CompiledModel",
     "DialectError",
     "FxoptError",
@@ -34,11 +39,14 @@ __all__ = [
     "LoweringError",
     "OptionError",
     "PreconditionError",
+    "Profile",
     "ShapeError",
     "VerifyError",
     "apply_rules",
     "backends",
+    "bisect",
     "capture",
+    "compare",
     "compile",
     "default_passes",
     "dialect",
@@ -47,6 +55,7 @@ __all__ = [
     "lower",
     "optimize",
     "passes",
+    "profile",
     "rule",
     "testing",
     "to_networkx",

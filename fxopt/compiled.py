@@ -18,7 +18,8 @@ from fxopt.errors import ArtefactError, FxoptError, OptionError, ShapeError, Ver
 from fxopt.graph_module import GraphModule
 from fxopt.inputs import Inputs, check_ready, forward_signature
 from fxopt.manifest import Manifest, read_manifest, write_manifest
-from fxopt.pipeline import Oracle, check_captured, run_pass
+from fxopt.oracle import Oracle, check_captured
+from fxopt.pipeline import run_pass
 from fxopt.registry import check_available, classes, resolve_backend
 from fxopt.replay import replay
 from fxopt.report import Report
@@ -175,13 +176,23 @@ class CompiledModel:
         low, middle, high = statistics.quantiles(times, n=4) if rounds > 1 else times * 3
         return Benchmark(middle, high - low, rounds)
 
-    def visualize(self, path: str | Path) -> None:
-        """Write the optimized graph as a picture; the suffix says which: dot, svg, png or pdf."""
+    def visualize(
+        self,
+        path: str | Path,
+        *,
+        depth: int | str | None = "auto",
+        step: str | int | None = None,
+    ) -> None:
+        """Write the optimized graph as a picture, or a step of its story; see `fxopt.visualize`."""
         from fxopt.picture import visualize
 
-        if self.graph is None:
-            raise FxoptError("A loaded artefact without a graph cannot be drawn.")
-        visualize(self.graph, path)
+        visualize(self, path, depth=depth, step=step)
+
+    def _repr_html_(self) -> str:
+        """Show the report and the graph in a notebook."""
+        from fxopt.picture.notebook import compiled_html
+
+        return compiled_html(self)
 
     def __repr__(self) -> str:
         name = self.story.model_name if self.story is not None else "loaded model"

@@ -67,6 +67,7 @@ def test_the_backend_follows_the_suffix_unless_it_is_named(run: Run) -> None:
         'backend = "eager"'
         in run("compile", SMALL, *IMAGE, "-o", "a.bin", "--backend", "eager").stdout
     )
+    assert "names no backend" in run("compile", SMALL, *IMAGE, "-o", "a.bin", code=2).stderr
 
 
 def test_json_is_one_document_on_stdout(run: Run) -> None:
@@ -191,7 +192,7 @@ def test_a_missing_recipe_is_refused(run: Run) -> None:
 # -- wrong usage: exit code 2, and the nearest name ------------------------------------------------
 
 WRONG: dict[str, tuple[tuple[str, ...], str]] = {
-    "command": (("compil", SMALL), "Did you mean 'compile'?"),
+    "command": (("explian", SMALL), "Did you mean 'explain'?"),
     "flag": (("compile", SMALL, "--bakend", "onnx"), "Did you mean '--backend'?"),
     "no model": (("compile",), "Missing argument 'MODEL'"),
     "pass": (("compile", SMALL, "--passes", "fuse-conv"), "Did you mean 'fuse-conv-bn'?"),

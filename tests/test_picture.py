@@ -26,9 +26,9 @@ from fxopt.picture.palette import CLUSTERS, GROUP, QUIET_TEXT, TEXT
 from fxopt.picture.side import Side
 from fxopt.story import Recorder
 from tests.models import ConvBnRelu, Residual, SharedLayer, Tokens
+from tests.programs import needs_dot
 
 IMAGE = torch.zeros(2, 3, 8, 8)
-needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz is not installed")
 
 
 class SharedActivation(nn.Module):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fxopt.cli import main
+from tests.programs import needs_dot
 
 SMALL = "tests.models:ConvBnRelu"
 IMAGE = ("--input", "1x3x8x8")
@@ -54,7 +54,7 @@ def test_it_draws_collapsed_open_and_before_and_after(run: Run) -> None:
     assert '"before batch_norm"' in drawn and '"after conv2d_1"' in drawn
 
 
-@pytest.mark.skipif(shutil.which("dot") is None, reason="Graphviz is not installed")
+@needs_dot
 def test_it_draws_svg(run: Run) -> None:
     assert run("show", SMALL, *IMAGE, "-o", "a.svg").stdout == "wrote a.svg\n"
     assert "<svg" in Path("a.svg").read_text()

@@ -5,9 +5,13 @@ from __future__ import annotations
 import click
 
 import fxopt
+from fxopt.cli.bisect import bisect_command
+from fxopt.cli.compare import compare_command
 from fxopt.cli.compile import compile_command
 from fxopt.cli.listing import backends_command, passes_command
+from fxopt.cli.profile import profile_command
 from fxopt.cli.show import explain_command, show_command
+from fxopt.cli.view import view_command
 
 
 @click.group(
@@ -22,8 +26,12 @@ def main() -> None:
 
 
 main.add_command(compile_command)
+main.add_command(compare_command)
 main.add_command(show_command)
+main.add_command(view_command)
 main.add_command(explain_command)
+main.add_command(bisect_command)
+main.add_command(profile_command)
 main.add_command(passes_command)
 main.add_command(backends_command)
 
