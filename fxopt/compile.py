@@ -58,10 +58,10 @@ def compile(
     other shapes compiles again (a `DeferredModel` keeps the last few). With `submodules`,
     those parts are compiled and a copy of the model that uses them is returned.
 
-    `passes`: pass objects or names; None for `fxopt.default_passes()`. `verify`: "final", "each",
-    "off", or a function that returns False to refuse; it gets the optimized graph, then the
-    compiled model, both called like the model. `tolerance`: the bound
-    on max |Δ| / max |reference|. `on_error`: "raise", or "skip" to go on without a failing pass.
+    `passes`: pass objects or names, "default" for the default list; None for that list alone.
+    `verify`: "final", "each", "off", or a function that returns False to refuse; it gets the
+    optimized graph, then the compiled model, both called like the model. `tolerance`: the bound on
+    max |Δ| / max |reference|. `on_error`: "raise", or "skip" to go on without a failing pass.
     `precision`: "fp32", "bf16", "fp16" or "fp64" computes in that dtype throughout.
 
     Raises CaptureError, VerifyError, LoweringError, BackendUnavailable and OptionError.
@@ -137,6 +137,14 @@ def default_passes() -> list[Pass]:
     return list(DEFAULT)
 
 
+def resolve_passes(passes: Sequence[str | Pass]) -> list[Pass]:
+    """Return the passes that are named, the default list in the place of the word "default"."""
+    chosen: list[Pass] = []
+    for one in passes:
+        chosen += default_passes() if one == "default" else [resolve_pass(one)]
+    return chosen
+
+
 @dataclass(frozen=True)
 class Settings:
     """How to optimize: what `compile` and `optimize` were told, checked."""
@@ -177,7 +185,7 @@ class Settings:
         check_choice("on_error", on_error, ON_ERROR)
         if precision is not None:
             check_choice("precision", precision, DTYPES)
-        chosen = default_passes() if passes is None else [resolve_pass(one) for one in passes]
+        chosen = default_passes() if passes is None else resolve_passes(passes)
         return cls(
             tuple(chosen), dynamic_shapes, precision, verify, verify_inputs, tolerance, on_error,
             progress or (lambda text: None),

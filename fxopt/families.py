@@ -15,13 +15,14 @@ _NAMES = {
     "normalization": r"(batch|layer|group|instance|rms|native\w*|local_response|cudnn\w*)_norm|"
     r"normalize",
     "recurrent": r"lstm|gru|rnn",
-    "contraction": r"(linear|bilinear|matmul|mm|bmm|mv|dot|vdot|addmm|addbmm|baddbmm|addmv|einsum|"
-    r"tensordot|inner|outer|ger|kron|chain_matmul)$",
+    "contraction": r"(linear|bilinear|matmul|mm|_int_mm|bmm|mv|dot|vdot|linalg_vecdot|"
+    r"linalg_multi_dot|addmm|addbmm|baddbmm|addmv|einsum|tensordot|inner|outer|ger|kron|"
+    r"chain_matmul)$",
     "pooling": r"\w*pool|_?upsample|grid_sampl|interpolate|pixel_(un)?shuffle",
     "activation": r"\w*relu|gelu|silu|mish|elu|selu|celu|glu|sigmoid|tanh|softmax|log_softmax|"
-    r"softplus|hardtanh|hardsigmoid|hardswish|log_sigmoid|softsign|threshold|dropout|clamp",
+    r"softplus|hardtanh|hardsigmoid|hardswish|log_sigmoid|softsign|threshold|\w*dropout|clamp|\w*shrink",
     "reduction": r"sum|mean|amax|amin|max$|min$|prod|var|std|argmax|argmin|any|all|logsumexp|topk|"
-    r"sort|argsort|cumsum|cumprod|norm$|aminmax|median|mode|count_nonzero|nansum|nanmean",
+    r"m?sort|argsort|linalg_\w*norm|frobenius_norm|cdist|cumsum|cumprod|norm$|aminmax|median|mode|count_nonzero|nansum|nanmean",
     "indexing": r"embedding|index|gather|scatter|slice|select|take|masked|where|narrow|one_hot|"
     r"nonzero|searchsorted|bucketize|tril|triu",
     "shape": r"view|reshape|_unsafe_view|flatten|unflatten|permute|transpose|t$|mT|squeeze|"

@@ -89,8 +89,10 @@ class Part(torch.nn.Module):
         return super().state_dict(*args, **kwargs)
 
 
-def _has_keyword(name: str) -> bool:
-    return any(map(keyword.iskeyword, name.split(".")))
+def _is_no_python(name: str) -> bool:
+    """Whether fx writes a constant's path as code that cannot be compiled."""
+    quoting = not set('"\\\n\r').isdisjoint(name)
+    return quoting or any(map(keyword.iskeyword, name.split(".")))
 
 
 class GraphModule(fx.GraphModule):
@@ -135,7 +137,7 @@ class GraphModule(fx.GraphModule):
         """Let the code ask for constants whose path is no Python, such as `self.lambda.weight`."""
         for node in self._graph.find_nodes(op="get_attr"):
             name = str(node.target)
-            if _has_keyword(name):
+            if _is_no_python(name):
                 written = f"{node.name} = {_format_target('self', name)}"
                 asked = f"{node.name} = self.constant({name!r})"
                 for end in ("\n", ";"):

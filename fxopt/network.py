@@ -11,6 +11,7 @@ from torch import fx
 from torch._ops import OpOverload
 
 from fxopt.cost import cost_of, parameters_of
+from fxopt.errors import OptionError
 from fxopt.families import family_of
 from fxopt.graph_module import GraphModule
 from fxopt.story import NodeRecord, Recorder, Snapshot
@@ -43,6 +44,11 @@ def to_networkx(graph: GraphModule | Snapshot) -> networkx.MultiDiGraph:
     """
     import networkx
 
+    if not isinstance(graph, (GraphModule, Snapshot)):
+        raise OptionError(
+            f"to_networkx() takes a graph, not a {type(graph).__name__}. For a model: "
+            "fxopt.to_networkx(fxopt.capture(model, inputs))."
+        )
     if isinstance(graph, GraphModule):
         name, modules = graph.info.model_name, graph.info.modules
         snapshot = Recorder().snapshot(graph)

@@ -42,14 +42,16 @@ def check_captured(graph: GraphModule, oracle: Oracle) -> None:
     """Raise VerifyError where a graph differs from the reference before any pass has run on it."""
     verdict = oracle.judge(graph, "captured graph")
     if not verdict.passed:
-        raise VerifyError(captured_wrong(verdict.error, verdict.bound))
+        raise VerifyError(captured_wrong(
+            f"max |Δ| / max |reference| is {verdict.error:.3g}, and the bound is "
+            f"{verdict.bound:.3g} ({verdict.what})"
+        ))  # fmt: skip
 
 
-def captured_wrong(error: float | None, bound: float | None) -> str:
+def captured_wrong(reason: str) -> str:
     """Say that capture is to blame."""
     return (
-        "The captured graph does not compute what the model does, before any pass: max |Δ| / max "
-        f"|reference| is {error:.3g}, and the bound is {bound:.3g}. This is a bug of capture, "
-        "unless the model is random or depends on earlier calls; then pass verify='off' or a "
-        "tolerance."
+        f"The captured graph does not compute what the model does, before any pass: {reason}. This "
+        "is a bug of capture, unless the model is random or depends on earlier calls; then pass "
+        "verify='off' or a tolerance."
     )

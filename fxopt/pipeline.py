@@ -186,7 +186,13 @@ def run_pass(one: Pass, graph: GraphModule) -> PassResult:
     _check_preconditions(one, graph)
     result = PassResult()
     for part in (*graph.subgraphs(), graph):
-        result = result.plus(one.run(part))
+        done = one.run(part)
+        if not isinstance(done, PassResult):
+            raise FxoptError(
+                f"run() returned {done!r}, and a pass returns a PassResult: end it with "
+                "`return rewriter.result()`"
+            )
+        result = result.plus(done)
     return result
 
 

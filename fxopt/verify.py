@@ -113,14 +113,17 @@ def compare(
 ) -> Verification:
     """Compare two ways to compute the same on flat inputs; random numbers are seeded alike.
 
-    One that fails to run differs infinitely. Without a `tolerance` the bound is the dtype's own,
-    or 20 times the original's own error against float64 where that is larger; it is measured only
-    if needed.
+    One that fails to run differs infinitely; where the reference is all NaN or infinite, `what`
+    says that equality proves nothing. Without a `tolerance` the bound is the dtype's own, or 20
+    times the original's own error against float64 where that is larger; it is measured only if
+    needed.
     """
     started = time.perf_counter()
     worst, bound = 0.0, 0.0
+    proves = not inputs
     for flat in inputs:
         expected = seeded(reference, flat)
+        proves |= _says_something(expected)
         limit = bound_of(0.0, original, flat, tolerance)
         try:
             result = seeded(found, flat)
@@ -134,7 +137,15 @@ def compare(
         worst, bound = max(worst, error), max(bound, limit)
         if error > limit:
             return Verification(what, error, limit, time.perf_counter() - started)
+    if not proves:
+        what += ", on inputs that prove nothing: no output of the model is a finite number"
     return Verification(what, worst, bound, time.perf_counter() - started)
+
+
+def _says_something(expected: Sequence[Any]) -> bool:
+    """Whether a result holds a finite number, or nothing at all that could be one."""
+    tensors = [value for value in expected if isinstance(value, torch.Tensor) and value.numel()]
+    return not tensors or any(bool(torch.isfinite(tensor).any()) for tensor in tensors)
 
 
 def bound_of(

@@ -18,7 +18,7 @@ aten = torch.ops.aten
         (aten.conv_transpose2d.input, "convolution"),
         (aten.batch_norm.default, "normalization"),
         (aten.rms_norm.default, "normalization"),
-        (aten.linalg_vector_norm.default, "elementwise"),
+        (aten.linalg_vector_norm.default, "reduction"),
         (aten.norm.Scalar, "reduction"),
         (aten.normal.Tensor_float, "creation"),
         (aten.leaky_relu.default, "activation"),

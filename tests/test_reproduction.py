@@ -447,7 +447,7 @@ def test_a_path_that_cannot_be_written_is_refused_at_once(
 ) -> None:
     calls: list[Any] = []
     for name, words in (("no/bug.py", "no folder"), ("bug.txt", "a script is called")):
-        with pytest.raises(fxopt.ArtefactError, match=words):
+        with pytest.raises(fxopt.OptionError, match=words):
             fxopt.bisect(model, passes=[CopyConvs()], progress=calls.append, script=tmp_path / name)
     assert calls == []
 

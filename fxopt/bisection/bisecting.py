@@ -57,7 +57,7 @@ def bisect(
     With `script`, a stand-alone script that reproduces what was found is written to that path.
     The other arguments are those of `fxopt.compile`. Neither the model nor the passes change.
 
-    Raises CaptureError, PreconditionError, BackendUnavailable, OptionError, and ArtefactError
+    Raises CaptureError, PreconditionError, BackendUnavailable, and OptionError, also
     where the script cannot be written.
     """
     started = time.perf_counter()
@@ -65,6 +65,8 @@ def bisect(
         raise OptionError(f"oracle must be a function of the graph, not {oracle!r}.")
     if threshold is not None and oracle is None:
         raise OptionError("threshold= is for the metric that oracle= returns; pass oracle=.")
+    if not (threshold is None or isinstance(threshold, (int, float))):
+        raise OptionError(f"threshold must be a number, not {threshold!r}.")
     settings = Settings.of(
         passes, dynamic_shapes, precision, "final", verify_inputs, tolerance, "raise", progress
     )
@@ -196,10 +198,11 @@ class Bisection:
     def summary(self) -> str:
         """The result in one sentence."""
         if self.blame == "nothing":
-            ran = f"{count_text(self.finding.rewrites, 'rewrite')} in {len(self.passes)} passes"
+            passes = f"{len(self.passes)} pass{'' if len(self.passes) == 1 else 'es'}"
+            ran = f"{count_text(self.finding.rewrites, 'rewrite')} in {passes}"
             return f"Nothing is wrong after {ran}: {self.reason}.{self._lossy()}"
         if self.blame == "capture":
-            return captured_wrong(self.error, self.bound)
+            return captured_wrong(self.reason)
         if self.blame == "backend":
             return f"The backend is wrong before any pass: {self.reason}."
         if self.blame == "oracle":
@@ -215,7 +218,7 @@ class Bisection:
         """Write a stand-alone script that fails as long as the error is there.
 
         It holds the smallest part of the model that shows it; what else it needs is written beside
-        it. Raises ArtefactError where the path cannot be written, and FxoptError where nothing is
+        it. Raises OptionError where the path cannot be written, and FxoptError where nothing is
         wrong.
         """
         if self.blame == "nothing":

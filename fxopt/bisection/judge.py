@@ -135,8 +135,8 @@ class Judge:
         return self._verdict_of(answer)
 
     def _verdict_of(self, answer: Any) -> Verdict:
-        item = getattr(answer, "item", None)
-        value = item() if item is not None else answer  # a tensor or an array of one number
+        single = getattr(answer, "size", None) == 1 or getattr(answer, "numel", int)() == 1
+        value = answer.item() if single else answer  # a tensor or an array of one number
         if isinstance(value, bool) and self.threshold is None:
             return Verdict(value, f"the oracle says {'right' if value else 'wrong'}", "refused")
         if isinstance(value, Real) and not isinstance(value, bool) and self.threshold is not None:

@@ -26,7 +26,7 @@ from fxopt.bisection.module_code import ModuleCode, Unspellable
 from fxopt.bisection.script import Script, Setting, graph_script, module_script
 from fxopt.capture import capture
 from fxopt.difference import relative_error
-from fxopt.errors import ArtefactError
+from fxopt.errors import ArtefactError, OptionError
 from fxopt.files import write_atomic
 from fxopt.imports import place_of
 from fxopt.shapes import is_tensor
@@ -70,12 +70,12 @@ class Reproduction:
 
 
 def check_place(path: Path) -> None:
-    """Raise ArtefactError where a script cannot be written; asked before the search begins."""
+    """Raise OptionError where a script cannot be written; asked before the search begins."""
     if path.suffix != ".py":
-        raise ArtefactError(f"Cannot write '{path}': a script is called *.py.")
+        raise OptionError(f"Cannot write '{path}': a script is called *.py.")
     if path.is_dir() or not path.absolute().parent.is_dir():
         reason = "it is a folder" if path.is_dir() else f"there is no folder '{path.parent}'"
-        raise ArtefactError(f"Cannot write '{path}': {reason}.")
+        raise OptionError(f"Cannot write '{path}': {reason}.")
 
 
 def reproduce(found: Bisection, path: Path) -> Reproduction:

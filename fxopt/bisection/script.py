@@ -64,7 +64,8 @@ class Name:
                 f"# notebook or a function. Paste or import it here: {self.word} = {made}.",
                 f"{self.word} = None",
                 f"if {self.word} is None:",
-                f'    sys.exit("Define {self.word} first; see the comment in this file.")',
+                f'    print("Define {self.word} first; see the comment in this file.")',
+                "    sys.exit(2)",
             ]
         path = [f"sys.path.insert(0, {_quoted(self.folder)})"] if self.folder else []
         value = f"load_object({_quoted(self.spec)})" if self.is_loaded else _quoted(self.spec)

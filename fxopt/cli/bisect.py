@@ -71,14 +71,15 @@ def bisect_command(
 ) -> None:
     """Find the pass, and the one rewrite in it, after which the result of MODEL is wrong.
 
-    Exit codes: 0 nothing is wrong, 1 something is, 2 it was asked for wrongly.
+    Exit codes: 0 nothing is wrong, 1 something is, 2 it could not be told: it was asked for
+    wrongly, or the model cannot be captured or run.
 
     \b
     fxopt bisect torchvision.models:resnet18
     fxopt bisect mine.py:make --passes default,mine.py:MyPass --script bug.py
     fxopt bisect mine.py:make --backend onnx --oracle mine.py:accuracy --threshold 0.75
     """
-    screen = Screen(as_json=as_json, quiet=quiet)
+    screen = Screen(as_json=as_json, quiet=quiet, failure_code=2)  # 1 says that it found something
     with screen.job():
         shapes = dynamic_shapes(dynamic)
         judge = None if oracle is None else _function(oracle)

@@ -22,13 +22,13 @@ from fxopt.cli.values import (
     draw_inputs,
     dynamic_shapes,
 )
-from fxopt.compile import DTYPES, compile, default_passes
+from fxopt.compile import DTYPES, compile, resolve_passes
 from fxopt.compiled import CompiledModel
 from fxopt.errors import ArtefactError
 from fxopt.graph_module import GraphModule
 from fxopt.inputs import Inputs, infer_inputs
 from fxopt.pipeline import ON_ERROR, VERIFY
-from fxopt.registry import classes, resolve_backend, resolve_pass
+from fxopt.registry import classes, resolve_backend
 
 model_argument = click.argument("model")
 trust_option = click.option(
@@ -149,13 +149,8 @@ def example_inputs(spec: str, model: Any, specs: tuple[InputSpec, ...]) -> Input
 
 
 def expand(passes: list[str] | None) -> list[Any] | None:
-    """Return the passes with the default list in the place of the word `default`."""
-    if passes is None:
-        return None
-    expanded: list[Any] = []
-    for one in passes:
-        expanded += default_passes() if one == "default" else [resolve_pass(one)]
-    return expanded
+    """Return the passes; None for the default list."""
+    return None if passes is None else list(resolve_passes(passes))
 
 
 def _judge(verify: str) -> str | Callable[[Any], Any]:

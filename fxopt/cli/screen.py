@@ -21,20 +21,26 @@ from fxopt.errors import FxoptError, OptionError
 class Failure(click.ClickException):
     """The message for stderr, with the exit code that fits the error."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: Exception, code: int) -> None:
         super().__init__(str(error))
-        self.error = error
+        self.error, self.code = error, code
 
     @property
     def exit_code(self) -> int:  # type: ignore[override]
-        """2 for a wrong name or option, 1 for a job that failed."""
-        return 2 if isinstance(self.error, OptionError) else 1
+        """2 for a wrong name or option, else the code of a job that failed."""
+        return 2 if isinstance(self.error, OptionError) else self.code
 
 
 class Screen:
-    """Shows one job. While it runs, whatever a model prints goes to stderr, too."""
+    """Shows one job. While it runs, whatever a model prints goes to stderr, too.
 
-    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+    A job that fails ends with `failure_code`; a wrong name or option with 2.
+    """
+
+    def __init__(
+        self, *, as_json: bool = False, quiet: bool = False, failure_code: int = 1
+    ) -> None:
+        self.failure_code = failure_code
         self.as_json = as_json
         self.quiet = quiet
         self.stdout = sys.stdout
@@ -64,7 +70,7 @@ class Screen:
                 self.document({"error": {"type": type(error).__name__, "message": str(error)}})
             if isinstance(error, click.UsageError):
                 raise
-            raise Failure(error) from error
+            raise Failure(error, self.failure_code) from error
         finally:
             log.removeHandler(handler)
             log.setLevel(level)

@@ -62,6 +62,11 @@ def view_command(
     with screen.job():
         shapes = dynamic_shapes(dynamic)
         check_writable(output)
+        if output.suffix.lower() not in (".html", ".htm"):
+            raise click.UsageError(
+                f"The page is HTML: name a file *.html, not '{output}'. For .svg, .png, .pdf or "
+                ".dot there is `fxopt show -o`."
+            )
         screen.progress(f"load {model}")
         loaded = load_model(model, trust=trust)
         graph = optimize(

@@ -10,6 +10,7 @@ from typing import Any
 
 from fxopt.comparison.result import Comparison, Row
 from fxopt.comparison.throughput import threads_text
+from fxopt.text import quantity_text
 
 NOTHING = "–"
 
@@ -130,6 +131,7 @@ def rich_parts(comparison: Comparison) -> Any:
 def _rich_table(cells: Cells) -> Any:
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     for place, heading in enumerate(cells.headings):
@@ -138,7 +140,7 @@ def _rich_table(cells: Cells) -> Any:
         else:
             table.add_column(heading, justify="right", no_wrap=True, vertical="bottom")
     for row in cells.rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # a name is no markup
     return table
 
 
@@ -200,13 +202,7 @@ def _rate(value: float | None) -> str:
 
 
 def _count(value: int | None) -> str:
-    """Return `1.82G`, `25.6M`, `512`."""
-    if value is None:
-        return NOTHING
-    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.3g}{letter}"
-    return str(value)
+    return NOTHING if value is None else quantity_text(value)
 
 
 def _integer(value: int | None) -> str:

@@ -98,6 +98,21 @@ def gelu(call: Call) -> Work:
     return Work(0, call.out_elements * (9 if call["approximate"] == "tanh" else 5))
 
 
+formula("atleast_1d", "atleast_2d", "atleast_3d", "broadcast_tensors", "meshgrid")(nothing)
+
+
+@formula("floor_divide")
+def floor_division(call: Call) -> Work:
+    """Two operations per output element: a quotient, rounded."""
+    return Work(0, 2 * call.out_elements)
+
+
+@formula("mse_loss", "l1_loss")
+def distance(call: Call) -> Work:
+    """Two operations per input element, and one more where they are summed up."""
+    return Work(0, call.first_elements * (2 if call["reduction"] == 0 else 3))
+
+
 @formula("div")
 def division(call: Call) -> Work:
     """One operation per output element; two where the quotient is rounded."""

@@ -18,8 +18,8 @@ def complex_transform(call: Call) -> Work:
 
 @formula("fft_rfft", "fft_rfft2", "fft_rfftn", "fft_ihfft", "_fft_r2c")
 def real_transform(call: Call) -> Work:
-    """Half of a complex transform of the real input."""
-    return Work(0, 5 * _points(call, call.first) // 2)
+    """Half of a complex transform of the real input, cut or filled up to `n` or `s`."""
+    return Work(0, 5 * _points(call, _filled(call)) // 2)
 
 
 @formula("fft_irfft", "fft_irfft2", "fft_irfftn", "fft_hfft", "_fft_c2r")
@@ -39,6 +39,18 @@ def short_time_transform(call: Call) -> Work:
     whole = 5 * points * log2(size)
     windowed = points if call["window"] is not None else 0
     return Work(0, (whole // 2 if call["onesided"] is not False else whole) + windowed)
+
+
+def _filled(call: Call) -> tuple[Size, ...]:
+    """Return the shape of the input as it is transformed."""
+    shape = list(call.first)
+    if call["n"] is not None:
+        shape[call["dim"]] = call.size(call["n"])
+    elif call["s"] is not None:
+        dims = call["dim"] if call["dim"] is not None else range(-len(call["s"]), 0)
+        for dim, size in zip(dims, call["s"], strict=True):
+            shape[dim] = call.size(size)
+    return tuple(shape)
 
 
 def _points(call: Call, shape: tuple[Size, ...]) -> Size:

@@ -14,6 +14,7 @@ from fxopt.cost.control import bodies
 from fxopt.cost.memory import bytes_of, bytes_of_node, is_view
 
 Storage = tuple[str, int]  # the node that made it, and which of its results it is
+_CONSTANT: Storage = ("", 0)  # stands for memory that is no activation
 
 
 def live_bytes(nodes: Iterable[Any], *, symbolic: bool = False) -> list[Size]:
@@ -65,6 +66,9 @@ class _Storages:
             if call.name == "getitem":
                 index = node.args[1]
                 return source[index : index + 1] if isinstance(index, int) else source
+            if isinstance(node.args[0], (list, tuple)):  # each result is a view of one operand
+                owners = [self._results.get(one.name, []) for one in node.args[0]]
+                return [owner[0] if owner else _CONSTANT for owner in owners]
             return source[:1] * len(call.outputs)
         made: list[Storage] = []
         for index, tensor in enumerate(tensors_in(node.meta.get("val"))):

@@ -18,6 +18,8 @@ _LOOKUPS = {
     "embedding", "index", "index_select", "gather", "take", "take_along_dim", "masked_select",
     "_unsafe_index",
 }  # fmt: skip
+# Whose schema does not say so: they are made of several operators, views all.
+_ALWAYS_VIEWS = {"atleast_1d", "atleast_2d", "atleast_3d", "broadcast_tensors", "meshgrid"}
 _VIEW_WHERE_STRIDES_ALLOW = {"reshape", "reshape_as", "flatten", "ravel", "contiguous", "to"}
 
 
@@ -67,6 +69,8 @@ def is_view(call: Call) -> bool:
         return call.name == "getitem"
     if call.name.endswith("dropout"):
         return not call["train"]
+    if call.name in _ALWAYS_VIEWS:
+        return True
     if not aliases(call.target):
         return False
     if call.name not in _VIEW_WHERE_STRIDES_ALLOW:

@@ -100,7 +100,8 @@ def distances(call: Call) -> Work:
 
 def _length(call: Call) -> Size:
     """Return the size of the dimension that a call works along; all elements without one."""
-    dim, shape = call["dim"], call.first
+    shape = call.first
+    dim = 0 if call.name == "msort" else call["dim"]
     if dim is None:
         return math.prod(shape)
     return shape[dim] if shape else 1

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
-from fxopt.cost import cost_of, live_bytes
+from fxopt.cost import cost_of, live_bytes, parameters_of
 from fxopt.families import family_of
 from fxopt.graph_module import GraphModule
 from fxopt.manifest import fxopt_version
@@ -38,13 +38,17 @@ def page_data(
     story = graph.info.story
     if story is None:
         story = Story(graph.info.model_name, Recorder().snapshot(graph))
-    collector = _Collector(graph, profile)
+    collector = _Collector(graph)
     steps = [_captured(story, collector.indices(story.captured, None))]
     before = steps[0]["records"]
     for step in story.steps:
         after = collector.indices(step.after, step.name)
         steps.append(_step(step, None if after == before else after))
         before = after
+    if profile is not None:  # of the final graph, so of no state that a node had before
+        for index in before:
+            record = collector.records[index]
+            record["ms"] = profile.milliseconds_by_node.get(record["name"])
     roofline = None if profile is None else profile.to_json()
     return {
         "version": VERSION,
@@ -62,11 +66,10 @@ def page_data(
 class _Collector:
     """Numbers the states of nodes; equal states are one record."""
 
-    def __init__(self, graph: GraphModule, profile: Profile | None) -> None:
+    def __init__(self, graph: GraphModule) -> None:
         self.records: list[dict[str, Any]] = []
         self._known: dict[tuple[Any, ...], int] = {}
         self._modules = graph.info.modules
-        self._milliseconds = {} if profile is None else profile.milliseconds_by_node
 
     def indices(self, snapshot: Snapshot, by: str | None) -> list[int]:
         """Return the snapshot's nodes as indices; `by` is the pass that made what is new."""
@@ -114,9 +117,10 @@ class _Collector:
             "macs": cost.macs,
             "flops": cost.flops,
             "params": cost.params,
+            "parameters": parameters_of(record),
             "read": cost.read,
             "written": cost.written,
-            "ms": self._milliseconds.get(prefix + record.name),
+            "ms": None,
         }
 
 

@@ -208,6 +208,8 @@ def _sorted(lines: Sequence[_Line], sort: str | None, timed: bool) -> list[_Line
     """Return all lines in order; those of a tree below the one they belong to."""
     if sort is not None:
         known = COLUMNS if timed else COLUMNS[:-1]
+        if sort.lower() == COLUMNS[-1] and not timed:
+            raise OptionError("There are no milliseconds to sort by: nothing was measured.")
         if sort.lower() not in known:
             raise unknown_name("column", sort, known)
         lines = sorted(lines, key=lambda line: _figure(line, sort.lower()), reverse=True)

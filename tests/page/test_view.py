@@ -631,6 +631,8 @@ def drawn(inputs: list[list[int]]) -> dict[str, Any]:
         "kind": "call", "label": "add", "family": "elementwise", "type": "f32[4]", "shape": "4",
         "dtype": "f32", "text": "", "arguments": [], "path": "", "module": "", "source": "",
         "rule": None, "replaces": [], "pass": None, "macs": 0, "flops": 4, "params": 0,
+        "parameters": {},
+        "parameters": {},
         "read": 16, "written": 16, "ms": None,
     }  # fmt: skip
     records = [

@@ -69,7 +69,7 @@ function fit(options = {}) {
   camera.mode = "fit";
 }
 
-/** The whole scene if it can be read like this, else its start. */
+/** The whole scene if it can be read like this, else its start, what stays in the middle. */
 function showStart() {
   const { scene } = state;
   if (fitting(scene) >= FITS_AT_FIRST) {
@@ -77,13 +77,17 @@ function showStart() {
     return;
   }
   const k = START_SCALE;
-  const first = scene.boxes.filter((box) => !box.inner && box.y < (camera.height - MARGIN.top) / k);
-  const left = d3.min(first, (box) => box.x),
-    right = d3.max(first, (box) => box.x + box.width);
-  const room = camera.width - MARGIN.left - MARGIN.right;
-  const x = MARGIN.left + Math.max((room - k * (right - left)) / 2, 0) - k * left;
+  const isFirst = (box) => !box.inner && box.y < (camera.height - MARGIN.top) / k;
+  const first = scene.boxes.filter((box) => isFirst(box) && isLive(box));
+  const middle = (d3.min(first, (box) => box.x) + d3.max(first, (box) => box.x + box.width)) / 2;
+  const x = MARGIN.left + (camera.width - MARGIN.left - MARGIN.right) / 2 - k * (middle || 0);
   setViewport(d3.zoomIdentity.translate(x, MARGIN.top).scale(k));
   camera.mode = "start";
+}
+
+/** Whether a box is there after the step, too. */
+function isLive(box) {
+  return box.isGroup ? box.child.size > 0 : box.status !== "removed";
 }
 
 function centred(scene, k) {

@@ -33,31 +33,48 @@ function prefixesOf(path) {
 
 const QUANTITIES = ["macs", "flops", "params", "read", "written", "ms"];
 
-/** Add up nodes, costs, changes and families, from the leaves up; removed nodes cost nothing. */
+/** The names of the bodies of control flow, whose nodes are called `body/name`. */
+const bodies = new Set(page.records.flatMap((record) => record.name.split("/").slice(0, -1)));
+
+/** Whether a group is such a body: the operator that runs it counts for all that is inside. */
+function isBody(group) {
+  return group.aliases.some((path) => bodies.has(partsOf(path).at(-1)));
+}
+
+/**
+ * Add up nodes, costs, changes and families, from the leaves up. Removed nodes cost nothing, and a
+ * parameter counts once, however many nodes share it.
+ */
 function summarize(group) {
   group.size = 0;
   group.delta = { removed: 0, added: 0, changed: 0 };
   group.families = new Map();
   group.totals = Object.fromEntries(QUANTITIES.map((quantity) => [quantity, 0]));
+  group.parameters = new Map();
   for (const child of group.children) {
     child.parent = group;
     if (isGroup(child)) summarize(child);
     addChild(group, child);
   }
+  group.totals.params = sum(group.parameters.values(), (count) => count);
 }
 
 function addChild(group, child) {
   if (isGroup(child)) {
     group.size += child.size;
     for (const kind in group.delta) group.delta[kind] += child.delta[kind];
-    for (const quantity of QUANTITIES) group.totals[quantity] += child.totals[quantity];
     for (const [family, count] of child.families) addTo(group.families, family, count);
+    if (isBody(child)) return;
+    for (const quantity of QUANTITIES) group.totals[quantity] += child.totals[quantity];
+    for (const [name, count] of child.parameters) group.parameters.set(name, count);
     return;
   }
   if (child.status !== "same") group.delta[child.status] += 1;
   if (!child.isLive) return;
   if (child.record.kind === "call") group.size += 1;
   for (const quantity of QUANTITIES) group.totals[quantity] += child.record[quantity] || 0;
+  for (const [name, count] of Object.entries(child.record.parameters))
+    group.parameters.set(name, count);
   addTo(group.families, child.record.family, 1);
 }
 

@@ -36,7 +36,7 @@ function updateLegend() {
   const far = state.scene ? state.scene.wires.filter((wire) => wire.isFar).length : 0;
   byId("legend").replaceChildren(
     ...statuses.map((status) => make("span", {}, statusDot(status), status)),
-    ...families.slice(0, 8 - statuses.length).map((one) => make("span", {}, familyDot(one), one)),
+    ...families.slice(0, 7 - statuses.length).map((one) => make("span", {}, familyDot(one), one)),
     ...(far
       ? [make("span", {}, `${counted(far, "long wire")}: select a node to see its own`)]
       : []),
