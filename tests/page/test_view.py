@@ -632,7 +632,6 @@ def drawn(inputs: list[list[int]]) -> dict[str, Any]:
         "dtype": "f32", "text": "", "arguments": [], "path": "", "module": "", "source": "",
         "rule": None, "replaces": [], "pass": None, "macs": 0, "flops": 4, "params": 0,
         "parameters": {},
-        "parameters": {},
         "read": 16, "written": 16, "ms": None,
     }  # fmt: skip
     records = [
