@@ -173,7 +173,9 @@ class CompiledModel:
                 torch.cuda.synchronize()
             if turn >= 0:
                 times.append((time.perf_counter() - started) * 1e3)
-        low, middle, high = statistics.quantiles(times, n=4) if rounds > 1 else times * 3
+        low, middle, high = (
+            statistics.quantiles(times, n=4, method="inclusive") if rounds > 1 else times * 3
+        )
         return Benchmark(middle, high - low, rounds)
 
     def visualize(

@@ -201,7 +201,7 @@ def test_a_rule_is_named(chain: nn.Module, x: torch.Tensor) -> None:
 def test_nothing_is_wrong(chain: nn.Module, x: torch.Tensor, tmp_path: Path) -> None:
     found = fxopt.bisect(chain, x, passes=[CopyRelus(wrong=0)], script=tmp_path / "no.py")
     assert found.blame == "nothing" and found.guilty is None and found.runs == 1
-    assert "Nothing is wrong after 8 rewrites in 1 passes: max |Δ|" in str(found)
+    assert "Nothing is wrong after 8 rewrites in 1 pass: max |Δ|" in str(found)
     assert not list(tmp_path.iterdir())
     assert fxopt.bisect(chain, x).blame == "nothing"
     with pytest.raises(fxopt.FxoptError, match="nothing to reproduce"):

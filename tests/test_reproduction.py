@@ -395,7 +395,7 @@ def test_a_pass_that_nobody_can_import_leaves_a_place(write: Write, tmp_path: Pa
     filled = text.replace("PASS = None", 'PASS = "tests.test_reproduction:CopyConvs"')
     names = runpy.run_path(str(_written(tmp_path / "filled.py", filled)))
     assert names["measure"]() > names["BOUND"]
-    with pytest.raises(SystemExit, match="Define PASS first"):
+    with pytest.raises(SystemExit, match="2"):  # 1 would say that the error is there
         runpy.run_path(str(tmp_path / "bug.py"))
 
 

@@ -43,11 +43,12 @@ class Agreement:
         for a, b in zip(ours, theirs, strict=True):
             if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
                 continue
+            a = a.to(b.device)
             if not (b.is_floating_point() or b.is_complex()):
                 self.other_integers |= not (a.shape == b.shape and bool((a == b).all()))
                 continue
             wide = torch.complex128 if b.is_complex() else torch.float64
-            a, b = a.detach().to(b.device, wide), b.detach().to(wide)
+            a, b = a.detach().to(wide), b.detach().to(wide)
             self.all_zero = self.all_zero is not False and not bool(b.any())
             relative = relative_error(a, b)
             absolute = math.inf if relative == math.inf else _largest(a - b)
@@ -56,12 +57,16 @@ class Agreement:
 
     def add_classes(self, found: torch.Tensor, expected: torch.Tensor, label: Any) -> None:
         """Take in the classes of one call: indices, and labels of the same shape or None."""
+        found = found.to(expected.device)
         if found.shape == expected.shape:
             self.same += int((found == expected).sum())
         self.decisions += expected.numel()
         if label is None:
             return
-        labels = torch.as_tensor(label, device=found.device)
+        try:
+            labels = torch.as_tensor(label, device=found.device)
+        except (TypeError, ValueError) as error:
+            raise OptionError(f"A label of data= is no class index: {label!r} ({error}).") from None
         if labels.is_floating_point() or labels.numel() != found.numel():
             raise OptionError(
                 f"A label of data= is {tuple(labels.shape)} of {labels.dtype}, and the model names "
@@ -141,9 +146,16 @@ def agree(
     names = list(candidates)
     failures: dict[str, str] = {}
     items = iter(data)
+    position = -1
     while (item := _users("data=", lambda: next(items, items))) is not items:
+        position += 1
         inputs, label = form.split(item)
-        expected = _run(candidates[names[0]], inputs)
+        try:
+            expected = _run(candidates[names[0]], inputs)
+        except Exception as error:  # whatever the model raises
+            raise OptionError(
+                f"Item {position} of data= does not fit the model: {reason_of(error)}"
+            ) from error
         classes = _classes(expected, logits)
         for name in [name for name in names if name not in failures]:
             try:

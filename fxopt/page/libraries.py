@@ -124,7 +124,7 @@ def _npm() -> Callable[[list[str], Path], subprocess.CompletedProcess[str]]:
 def _unpack(one: Library, archive: Path, folder: Path) -> None:
     with tarfile.open(archive) as tar:
         for ours, theirs in one.files.items():
-            member = tar.extractfile(theirs)
+            member = tar.extractfile(theirs) if theirs in tar.getnames() else None
             if member is None:
                 raise RuntimeError(f"{one.spec} holds no file {theirs}.")
             (folder / ours).write_bytes(member.read())

@@ -93,6 +93,20 @@ def test_names_of_candidates_are_no_markup() -> None:
     assert all(name in str(found) for name in names)
 
 
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        (torch.randn(2, 5), r"Item 1 of data= does not fit the model: .*2x5"),
+        ((torch.randn(2, 3), "cat"), r"is no class index: 'cat'"),
+    ],
+)
+def test_data_that_does_not_fit_is_named(item: Any, words: str) -> None:
+    data = [torch.randn(2, 3), item] if isinstance(item, torch.Tensor) else [item]
+    model = nn.Linear(3, 3)
+    with pytest.raises(fxopt.OptionError, match=words):
+        fxopt.compare({"a": model, "b": model}, X, data=data, rounds=1, memory=False)
+
+
 def test_equality_of_nothing_but_nan_proves_nothing() -> None:
     graph = fxopt.optimize(Only(lambda x: F.relu(F.relu(x * float("nan")))), X)
     assert "prove nothing" in str(graph.report)
