@@ -95,9 +95,9 @@ class Recorder:
             known[node] = record
         self._known = known
         subgraphs = {
-            str(node.target): graph.value(node)
+            str(node.target): value
             for node in graph.graph.find_nodes(op="get_attr")
-            if isinstance(graph.value(node), GraphModule)
+            if isinstance(value := graph.value(node), GraphModule)
         }
         self._inside = {name: self._inside.get(name, Recorder()) for name in subgraphs}
         parameters = sum(

@@ -122,7 +122,10 @@ def make(name: str) -> tuple[str, torch.nn.Module, Any]:
 
         model = hf.BertModel(hf.BertConfig(num_hidden_layers=12)).eval()
         return name, model, torch.randint(0, 1000, (1, 128))
-    subject: Subject = next(one for one in subjects(name) if one.name == name)
+    found = [one for one in subjects(name) if one.name == name]
+    if not found:
+        raise SystemExit(f"There is no network '{name}'; write it as docs/costs.md does.")
+    subject: Subject = found[0]
     model, inputs = subject.make()
     return name, model.eval(), inputs
 
