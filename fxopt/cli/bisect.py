@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from fxopt.bisection import Bisection, bisect
-from fxopt.cli.compile import (
+from fxopt.cli.model import load_model
+from fxopt.cli.options import (
     dynamic_option,
     example_inputs,
     expand,
@@ -20,7 +21,6 @@ from fxopt.cli.compile import (
     quiet_option,
     trust_option,
 )
-from fxopt.cli.model import load_model
 from fxopt.cli.screen import Screen
 from fxopt.cli.values import InputSpec, dynamic_shapes
 from fxopt.compile import DTYPES

@@ -9,7 +9,8 @@ from typing import Any
 import click
 import torch
 
-from fxopt.cli.compile import (
+from fxopt.cli.model import load_model, load_object
+from fxopt.cli.options import (
     check_writable,
     dynamic_option,
     example_inputs,
@@ -20,17 +21,16 @@ from fxopt.cli.compile import (
     quiet_option,
     trust_option,
 )
-from fxopt.cli.model import load_model, load_object
 from fxopt.cli.screen import Screen
 from fxopt.cli.values import InputSpec, draw_inputs, dynamic_shapes
 from fxopt.comparison import compare
 from fxopt.comparison.candidate import with_threads
 from fxopt.comparison.lineup import numbered
-from fxopt.comparison.plot import check_plot
 from fxopt.comparison.table import rich_parts
 from fxopt.compile import DTYPES
 from fxopt.compiled import CompiledModel, load
 from fxopt.inputs import Inputs
+from fxopt.plotting import plot_format
 from fxopt.registry import classes, resolve_backend
 
 
@@ -107,7 +107,7 @@ def compare_command(
     with screen.job():
         shapes = dynamic_shapes(dynamic)
         if plot is not None:
-            check_plot(plot)
+            plot_format(plot)
             check_writable(plot)
         chosen_passes = expand(passes)
         loaded = [_load(screen, spec, trust, alone=len(models) == 1) for spec in models]

@@ -10,11 +10,10 @@ import click
 from rich.table import Table
 from rich.text import Text
 
+from fxopt.cli.options import json_option
 from fxopt.cli.screen import Screen
 from fxopt.compile import default_passes
 from fxopt.registry import classes
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 
 
 @click.command("passes", short_help="List the passes, their effects and options.")

@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from fxopt.cli.compile import (
+from fxopt.cli.model import load_model
+from fxopt.cli.options import (
     check_writable,
     dynamic_option,
     example_inputs,
@@ -19,12 +20,11 @@ from fxopt.cli.compile import (
     quiet_option,
     trust_option,
 )
-from fxopt.cli.model import load_model
 from fxopt.cli.screen import Screen
 from fxopt.cli.values import InputSpec, dynamic_shapes
 from fxopt.compile import optimize
+from fxopt.plotting import plot_format
 from fxopt.profile import Profile, profile
-from fxopt.profiling.plots import picture_format
 from fxopt.profiling.table import COLUMNS
 
 _PICTURE = click.Path(path_type=Path, dir_okay=False)
@@ -83,7 +83,7 @@ def profile_command(
         if plot is not None and no_measure:
             raise click.UsageError("--plot needs milliseconds: leave --no-measure out.")
         for path in filter(None, (plot, memory)):
-            picture_format(path)
+            plot_format(path)
             check_writable(path)
         shapes = dynamic_shapes(dynamic)
         wanted = expand(passes)

@@ -9,7 +9,8 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from fxopt.cli.compile import (
+from fxopt.cli.model import load_model
+from fxopt.cli.options import (
     check_writable,
     dynamic_option,
     example_inputs,
@@ -21,7 +22,6 @@ from fxopt.cli.compile import (
     quiet_option,
     trust_option,
 )
-from fxopt.cli.model import load_model
 from fxopt.cli.screen import Screen
 from fxopt.cli.values import InputSpec, PassesType, dynamic_shapes
 from fxopt.compile import optimize

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from fxopt.cli.compile import (
+from fxopt.cli.model import load_model
+from fxopt.cli.options import (
     check_writable,
     dynamic_option,
     example_inputs,
@@ -17,7 +18,6 @@ from fxopt.cli.compile import (
     quiet_option,
     trust_option,
 )
-from fxopt.cli.model import load_model
 from fxopt.cli.screen import Screen
 from fxopt.cli.values import InputSpec, dynamic_shapes
 from fxopt.compile import optimize
