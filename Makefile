@@ -1,5 +1,5 @@
-# Needs python3 (3.11 or newer, with its venv module) and nothing else. Each target does its own
-# set-up, in .venv; what is done already is not done again.
+# Needs python3 (3.11 or newer, with its venv module). Each target does its own set-up, in .venv; what
+# is done already is not done again. `make test` also wants two programs, see $(VENV)/programs.
 
 PYTHON ?= python3
 VENV := .venv
