@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from fxopt import dialect
 from fxopt.backend import Backend, Executable
+from fxopt.devices import waiter
 from fxopt.errors import ArtefactError, FxoptError, OptionError, ShapeError, VerifyError
 from fxopt.graph_module import GraphModule
 from fxopt.inputs import Inputs, check_ready, forward_signature
@@ -164,13 +165,12 @@ class CompiledModel:
             raise OptionError("A loaded model holds no example inputs; pass inputs to benchmark().")
         flat = [v.clone() if isinstance(v, torch.Tensor) else v for v in flat]
         executable = self._without_history()
-        on_gpu = any(isinstance(v, torch.Tensor) and v.is_cuda for v in flat)
+        wait = waiter(flat)
         times = []
         for turn in range(-warmup, rounds):
             started = time.perf_counter()
             executable.run(*flat)
-            if on_gpu:
-                torch.cuda.synchronize()
+            wait()
             if turn >= 0:
                 times.append((time.perf_counter() - started) * 1e3)
         low, middle, high = (

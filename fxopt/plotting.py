@@ -30,7 +30,7 @@ def plot_format(path: str | Path) -> str:
 
 
 def save_plot(figure: Any, path: str | Path) -> None:
-    """Write a matplotlib figure, whole or not at all; without a date, so that equal plots are."""
+    """Write a matplotlib figure without a date, whole or not at all."""
     kind = plot_format(path)
     undated: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
     with atomic_path(path) as temporary:

@@ -35,6 +35,7 @@ from fxopt.comparison.throughput import threads_text, throughputs
 from fxopt.comparison.untouched import untouched
 from fxopt.compile import DTYPES, Settings
 from fxopt.contract import Pass
+from fxopt.devices import waiter
 from fxopt.errors import FxoptError, OptionError
 from fxopt.inputs import Inputs
 from fxopt.pipeline import check_choice
@@ -109,7 +110,7 @@ def compare(
         rates = []
         if batches or threads:
             rates = throughputs(
-                _running(entries), inputs, batches, threads, _synchronizer(inputs), say
+                _running(entries), inputs, batches, threads, _waiter(inputs), say
             )
     first = found[entries[0].row.name]
     return Comparison(
@@ -175,7 +176,7 @@ def _measure_latency(
     """Race everybody on the example inputs; take out who fails."""
     say("latency")
     calls = {name: one.call(inputs) for name, one in _running(entries).items()}
-    outcome = race(calls, rounds=rounds, synchronize=_synchronizer(inputs))
+    outcome = race(calls, rounds=rounds, synchronize=_waiter(inputs))
     baseline = entries[0].row.name
     if baseline in outcome.failures:
         raise FxoptError(
@@ -252,17 +253,8 @@ def _random_numbers_kept() -> Iterator[None]:
         yield
 
 
-def _synchronizer(inputs: Inputs) -> Callable[[], object]:
-    """Return what waits until the devices of the inputs have done their work."""
-    leaves = pytree.tree_leaves((inputs.args, inputs.kwargs))
-    devices = {leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor)}
-    others = [device for device in devices if device.type != "cpu"]
-
-    def wait() -> None:
-        for device in others:
-            torch.accelerator.synchronize(device)
-
-    return wait
+def _waiter(inputs: Inputs) -> Callable[[], None]:
+    return waiter(pytree.tree_leaves((inputs.args, inputs.kwargs)))
 
 
 def _model_name(first: Entry, variant: str) -> str:

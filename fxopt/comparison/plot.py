@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from fxopt.comparison.result import Comparison, Row
 from fxopt.comparison.throughput import threads_text
-from fxopt.errors import FxoptError, OptionError
-from fxopt.files import atomic_path
+from fxopt.plotting import plot_format, save_plot
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FORMATS = ("svg", "png", "pdf")
 BASELINE = "#8a8f98"
 # Okabe and Ito's colours, which people with any colour vision can tell apart
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#f0e442")
@@ -28,24 +25,9 @@ STYLE = {
 }  # fmt: skip
 
 
-def check_plot(path: Path) -> str:
-    """Return the format that a file's suffix names.
-
-    Raises OptionError where it names none, FxoptError where matplotlib is not installed.
-    """
-    kind = path.suffix.removeprefix(".").lower()
-    if kind not in FORMATS:
-        raise OptionError(
-            f"Cannot plot into '{path}'. Give a file that ends in .{', .'.join(FORMATS)}."
-        )
-    if importlib.util.find_spec("matplotlib") is None:
-        raise FxoptError("Plotting needs matplotlib. Install it: pip install 'fxopt[plot]'")
-    return kind
-
-
 def plot(comparison: Comparison, path: Path) -> None:
     """Draw into a file; see `Comparison.plot`."""
-    kind = check_plot(path)
+    plot_format(path)
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -69,13 +51,7 @@ def plot(comparison: Comparison, path: Path) -> None:
         if rates:
             _throughput(parts[1].subplots(1, len(rates), sharey=True, squeeze=False)[0], rates,
                         colours)  # fmt: skip
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, format=kind, dpi=150, metadata=_metadata(kind))
-
-
-def _metadata(kind: str) -> dict[str, Any]:
-    """Leave dates out: the same comparison gives the same file."""
-    return {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
+        save_plot(figure, path)
 
 
 def _colours(comparison: Comparison) -> dict[str, str]:

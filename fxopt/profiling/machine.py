@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from fxopt.devices import waiter
+
 ROUNDS = 15
 
 
@@ -51,23 +53,23 @@ def _measured(where: str, dtype: torch.dtype, threads: int) -> Machine:
     side, length = (8192, 2**28) if on_gpu else (1024, 2**25)
     a = torch.ones(side, side, dtype=dtype, device=device)
     result = torch.empty_like(a)
-    product = _best(lambda: torch.mm(a, a, out=result), on_gpu)
+    wait = waiter([a])
+    product = _best(lambda: torch.mm(a, a, out=result), wait)
     source = torch.ones(length, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
-    copy = _best(lambda: target.copy_(source), on_gpu)
+    copy = _best(lambda: target.copy_(source), wait)
     return Machine(
         _name(device, dtype, threads), 2 * side**3 / product, 2 * source.nbytes / copy
     )
 
 
-def _best(action: Callable[[], object], on_gpu: bool) -> float:
+def _best(action: Callable[[], object], wait: Callable[[], None]) -> float:
     """Return the seconds of the fastest of several runs, after one that warms up."""
     times = []
     for _ in range(ROUNDS + 1):
         started = time.perf_counter()
         action()
-        if on_gpu:
-            torch.cuda.synchronize()
+        wait()
         times.append(time.perf_counter() - started)
     return min(times[1:])
 

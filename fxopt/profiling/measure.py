@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
+from fxopt.devices import waiter
 from fxopt.errors import OptionError
 from fxopt.graph_module import GraphModule
 
@@ -45,10 +46,11 @@ def measure(graph: GraphModule, flat: Sequence[Any], *, rounds: int = 10) -> dic
         raise OptionError(f"rounds must be an int, at least 1, not {rounds!r}.")
     runner = _Runner(graph.copy(), flat)
     times: dict[str, list[float]] = {}
+    wait = waiter(runner.tensors())
     devices = list({v.device.index for v in runner.tensors() if v.is_cuda})
     with torch.no_grad(), torch.random.fork_rng(devices=devices):
         for turn in range(-WARMUP, rounds):
-            taken = runner.run(synchronize=bool(devices))
+            taken = runner.run(wait)
             if turn >= 0:
                 for name, milliseconds in taken.items():
                     times.setdefault(name, []).append(milliseconds)
@@ -73,7 +75,7 @@ class _Runner:
         inputs = [value for value in self._inputs if isinstance(value, torch.Tensor)]
         return [*inputs, *self._graph.constants().values()]
 
-    def run(self, *, synchronize: bool) -> dict[str, float]:
+    def run(self, wait: Callable[[], None]) -> dict[str, float]:
         """Run all nodes once; return the milliseconds of each call."""
         for tensor, before in self._state.values():
             tensor.copy_(before)
@@ -89,12 +91,10 @@ class _Runner:
             elif node.op == "call_function":
                 args = fx.map_arg(node.args, values.__getitem__)
                 kwargs = fx.map_arg(dict(node.kwargs), values.__getitem__)
-                if synchronize:
-                    torch.cuda.synchronize()
+                wait()
                 started = time.perf_counter_ns()
                 values[node] = node.target(*args, **kwargs)
-                if synchronize:
-                    torch.cuda.synchronize()
+                wait()
                 taken[node.name] = (time.perf_counter_ns() - started) / 1e6
                 del args, kwargs
             for dead in self._dead.get(node, ()):

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fxopt.errors import BackendUnavailable, OptionError
-from fxopt.files import atomic_path
+from fxopt.errors import OptionError
+from fxopt.plotting import plot_format, save_plot
 from fxopt.profiling.rows import Row
 from fxopt.profiling.table import short
 
 if TYPE_CHECKING:
     from fxopt.profiling.result import Profile
 
-FORMATS = ("svg", "png", "pdf")
 NAMED = 6  # how many of the slowest nodes bear their names
 _COLOURS = {
     "convolution": "#1f6fb4", "contraction": "#5aa9e6", "attention": "#9b3fb5",
@@ -32,7 +31,7 @@ def draw_roofline(profile: Profile, path: str | Path) -> None:
     what lies above found its operands in a cache. Nodes that move no bytes or compute nothing have
     no place here. Raises OptionError for a profile without milliseconds.
     """
-    suffix = picture_format(path)
+    plot_format(path)
     if profile.ms is None:
         raise OptionError("A roofline needs milliseconds: profile with measure=True, and without "
                           "at(), at whose sizes nothing ran.")  # fmt: skip
@@ -62,7 +61,7 @@ def draw_roofline(profile: Profile, path: str | Path) -> None:
     legend.get_title().set_fontsize(7)
     for handle in legend.legend_handles:
         handle.set_sizes([30])
-    _save(figure, path, suffix)
+    save_plot(figure, path)
 
 
 def _draw_ceilings(axes: Any, profile: Profile, rows: Sequence[Row]) -> None:
@@ -111,7 +110,7 @@ def _speed(row: Row) -> float:
 
 def draw_memory(profile: Profile, path: str | Path) -> None:
     """Draw the bytes of activations alive while each node runs, with the modules below."""
-    suffix = picture_format(path)
+    plot_format(path)
     rows = profile.rows
     if not rows:
         raise OptionError("There is nothing to draw: this graph computes nothing.")
@@ -134,7 +133,7 @@ def draw_memory(profile: Profile, path: str | Path) -> None:
     axes.set_xlim(-0.5, len(rows) - 0.5)
     axes.set_ylim(0, max(megabytes) * 1.12 or 1)
     axes.set_title(f"{profile.name}: memory of activations over time", loc="left", fontsize=9)
-    _save(figure, path, suffix)
+    save_plot(figure, path)
 
 
 def _parts(rows: Sequence[Row]) -> list[tuple[int, str]]:
@@ -150,25 +149,11 @@ def _parts(rows: Sequence[Row]) -> list[tuple[int, str]]:
     return []
 
 
-def picture_format(path: str | Path) -> str:
-    """Return the format that a path's suffix names; raise OptionError where it names none."""
-    suffix = Path(path).suffix.removeprefix(".")
-    if suffix not in FORMATS:
-        raise OptionError(
-            f"'{path}' does not say what to draw: its suffix must be one of .svg, .png, .pdf."
-        )
-    return suffix
-
-
 def _figure() -> tuple[Any, Any]:
     """Return a figure that no window and no other code knows of, and its axes."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise BackendUnavailable(
-            "Plots are drawn by matplotlib, which is not installed: pip install 'fxopt[plot]'."
-        ) from None
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -176,8 +161,3 @@ def _figure() -> tuple[Any, Any]:
     axes.grid(True, which="major", color="#e6e6e6", linewidth=0.6)
     axes.set_axisbelow(True)
     return figure, axes
-
-
-def _save(figure: Any, path: str | Path, suffix: str) -> None:
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, format=suffix, dpi=150)
