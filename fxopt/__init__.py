@@ -15,14 +15,16 @@ from fxopt.errors import (
     LoweringError,
     OptionError,
     PreconditionError,
+    RuleError,
     ShapeError,
     VerifyError,
 )
+from fxopt.explain import explain
 from fxopt.graph_module import GraphModule
 from fxopt.network import to_networkx
 from fxopt.picture import visualize
 from fxopt.profile import Profile, profile
-from fxopt.rules import apply_rules, explain, rule
+from fxopt.rules import Rule, RuleSet, Value, apply_rules, new_constant, rule
 
 __version__ = "0.1.0"
 
@@ -40,7 +42,11 @@ __all__ = [
     "OptionError",
     "PreconditionError",
     "Profile",
+    "Rule",
+    "RuleError",
+    "RuleSet",
     "ShapeError",
+    "Value",
     "VerifyError",
     "apply_rules",
     "backends",
@@ -53,6 +59,7 @@ __all__ = [
     "explain",
     "load",
     "lower",
+    "new_constant",
     "optimize",
     "passes",
     "profile",

@@ -36,11 +36,12 @@ class Miss:
 
 @dataclass(frozen=True)
 class RuleCount:
-    """How often one rule was tried, matched and applied during one run."""
+    """How often one rule was tried, matched and applied during one run, and in what time."""
 
     tried: int = 0
     matched: int = 0
     rewritten: int = 0
+    seconds: float = 0.0
 
     def plus(self, other: RuleCount) -> RuleCount:
         """Return the sum of two counts."""
@@ -48,6 +49,7 @@ class RuleCount:
             self.tried + other.tried,
             self.matched + other.matched,
             self.rewritten + other.rewritten,
+            self.seconds + other.seconds,
         )
 
 

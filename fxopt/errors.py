@@ -38,6 +38,10 @@ class OptionError(FxoptError):
     """An unknown name, or an option with a value it cannot take."""
 
 
+class RuleError(FxoptError):
+    """A rewrite rule, or a condition of it, failed at a node: a bug of the rule."""
+
+
 class DialectError(FxoptError):
     """A graph breaks an invariant of the dialect: a bug of a pass, or of ours."""
 

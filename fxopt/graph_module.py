@@ -110,6 +110,8 @@ class GraphModule(fx.GraphModule):
 
     def __init__(self, root: Any, graph: fx.Graph, class_name: str = "GraphModule") -> None:
         self._compiled: Callable[..., tuple[Any, ...]] | None = None
+        self._derived: dict[str, bool] = {}  # whether a constant made by a pass is fixed
+        self._recipes_seen = 0
         super().__init__(root, graph, class_name)
         self.train_mode(False)
 
@@ -235,6 +237,23 @@ class GraphModule(fx.GraphModule):
             if leaf in kind:
                 return kind[leaf]
         raise AttributeError(f"The graph has no constant '{name}'.")
+
+    def fixed_tensor(self, name: str) -> torch.Tensor | None:
+        """Return a constant that no new weights can change; None for weights and state.
+
+        Fixed is what stands in the model's code, and what passes computed from that alone.
+        """
+        info = self.info
+        if name in info.mutated or not self.has_constant(name):
+            return None
+        for one in info.recipes[self._recipes_seen :]:  # in order: sources come first
+            self._derived[one.name] = all(map(self._is_fixed, one.sources))
+        self._recipes_seen = len(info.recipes)
+        value = self.constant(name) if self._is_fixed(name) else None
+        return value if isinstance(value, torch.Tensor) else None
+
+    def _is_fixed(self, name: str) -> bool:
+        return self._derived.get(name, name not in self.info.state)
 
     def _module_at(self, path: str) -> torch.nn.Module:
         """Return a module by its path; its name may be that of a method of ours."""
@@ -400,6 +419,7 @@ class GraphModule(fx.GraphModule):
             if isinstance(module, Part):
                 module.belong_to(self)
         self.meta = other.meta
+        self._derived, self._recipes_seen = {}, 0
         self.graph = other.graph
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> GraphModule:

@@ -1,4 +1,4 @@
-"""Patterns: an ordinary Python function over tensors, run once on symbols, and matched on graphs.
+"""Patterns: an ordinary Python function over tensors, run once on symbols.
 
     lambda x, w, b: F.relu(F.conv2d(x, w, b, ...))
 
@@ -6,7 +6,20 @@ Each parameter is a symbol that matches anything (a tensor, or a number or list 
 captured); `...` stands for "whatever the remaining arguments are"; an argument that is not written
 must equal its default. Calls may be spelled as functions, methods or operators, by keyword or by
 position: both the pattern and the graph are brought to the one canonical spelling. The operands of
-commutative operators match in either order.
+commutative operators match in either order. A number matches a number within 1e-9, and a constant
+of one element with that value. `f(x)`, with a symbol f, is a call of any operator on x.
+
+A pattern with several outputs returns a tuple. These functions may stand in a pattern:
+
+    any_of(F.gelu(x), F.silu(x))                 one of several; symbols of the others are None
+    optional(lambda s: s + mask, scores)         a part that may be missing
+    repeated(lambda y, a: y * a, x)              the same part any number of times; a is a list
+    torch.cat(each(lambda p: F.relu(p)), dim)    a list of items of one form; p is a list
+    torch.cat([x, *rest], dim)                   the other items of a list
+    named(y, F.conv2d(x, w, b, ...))             a name for a value inside
+    near(1.702, 1e-3)                            a number with a tolerance of its own
+
+`fxopt.matching` finds patterns in graphs.
 """
 
 from __future__ import annotations
@@ -15,301 +28,208 @@ import contextlib
 import functools
 import inspect
 import itertools
-import math
 import operator
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
 import torch
 from torch import fx
 from torch._ops import OpOverload, OpOverloadPacket
 
 from fxopt.errors import OptionError
-from fxopt.normalize import Call, ShapeNeeded, canonical, complete
+from fxopt.normalize import ShapeNeeded, canonical
+from fxopt.spelling import ANY, Traced, operator_of
 
 aten = torch.ops.aten
 F = torch.nn.functional
-ANY = ...  # matches every argument
+
+
+# -- what a pattern is made of ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Var:
-    """A symbol of a pattern: the same value wherever it stands."""
+    """A symbol: the same value wherever it stands."""
 
     name: str
 
 
+@dataclass(frozen=True)
+class Rest:
+    """A symbol for the other items of a list: `[x, *rest]`."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Near:
+    """A number with a relative tolerance."""
+
+    value: float
+    tolerance: float
+
+
 @dataclass(frozen=True, eq=False)
 class CallPattern:
-    """A call in a pattern; its arguments are patterns, literals or ANY."""
+    """A call; its arguments are patterns, literals or ANY."""
 
     target: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
 
 
-# -- from what people write to operators -----------------------------------------------------------
+@dataclass(frozen=True, eq=False)
+class AnyCall:
+    """A call of whatever operator `symbol` stands for; arguments that are not written are free."""
 
-_BINARY = {
-    "add": "add", "sub": "sub", "mul": "mul", "truediv": "div", "pow": "pow", "matmul": "matmul",
-    "floordiv": "floor_divide", "mod": "remainder", "and": "__and__", "or": "__or__",
-    "lt": "lt", "le": "le", "gt": "gt", "ge": "ge",
-}  # fmt: skip
-
-
-class Traced:
-    """A tensor that stands for itself: calls on it become operators, by `_call`."""
-
-    def _call(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        raise NotImplementedError
-
-    @classmethod
-    def __torch_function__(
-        cls, function: Any, kinds: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        owner = next(a for a in _flat(args, kwargs) if isinstance(a, Traced))
-        return owner._call(*operator_of(function, tuple(args), dict(kwargs or {})))
-
-    if TYPE_CHECKING:  # _add_operators makes them, and more
-
-        def __add__(self, other: Any) -> Any: ...
-        def __sub__(self, other: Any) -> Any: ...
-        def __mul__(self, other: Any) -> Any: ...
-        def __truediv__(self, other: Any) -> Any: ...
-        def __pow__(self, other: Any) -> Any: ...
-        def __matmul__(self, other: Any) -> Any: ...
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("T", "mT"):
-            return self._call(*operator_of({"T": "numpy_T", "mT": "mT"}[name], (self,), {}))
-        if name.startswith("_") or not callable(getattr(torch.Tensor, name, None)):
-            raise AttributeError(f"{type(self).__name__} has no method '{name}'")
-        return lambda *args, **kwargs: self._call(*operator_of(name, (self, *args), kwargs))
-
-    def __neg__(self) -> Any:
-        return self._call(*operator_of("neg", (self,), {}))
-
-    def __abs__(self) -> Any:
-        return self._call(*operator_of("abs", (self,), {}))
-
-    def __invert__(self) -> Any:
-        return self._call(*operator_of("bitwise_not", (self,), {}))
-
-    def __getitem__(self, index: int) -> Any:
-        return self._call(operator.getitem, (self, index), {})
+    symbol: Var
+    args: tuple[Any, ...]
 
 
-def _flat(args: Any, kwargs: Any) -> Iterator[Any]:
-    for value in (*args, *(kwargs or {}).values()):
-        if isinstance(value, (list, tuple)):
-            yield from value
-        else:
-            yield value
+@dataclass(frozen=True, eq=False)
+class AnyOf:
+    """One of several patterns, tried in order."""
+
+    choices: tuple[Any, ...]
 
 
-def _add_operators() -> None:
-    """Give Traced Python's arithmetic: `x + y` is `torch.add(x, y)`, on either side."""
-    for python_name, name in _BINARY.items():
+@dataclass(frozen=True, eq=False)
+class Named:
+    """A pattern whose value has a name, too."""
 
-        def forward(self: Traced, other: Any, name: str = name) -> Any:
-            return self._call(*operator_of(name, (self, other), {}))
-
-        def backward(self: Traced, other: Any, name: str = name) -> Any:
-            if name in ("add", "mul"):
-                return self._call(*operator_of(name, (self, other), {}))
-            if name == "sub":
-                return self._call(aten.rsub.Scalar, (self, other), {})
-            if name == "div":
-                return self._call(*operator_of("mul", (self.reciprocal(), other), {}))
-            return self._call(*operator_of(name, (other, self), {}))
-
-        setattr(Traced, f"__{python_name}__", forward)
-        setattr(Traced, f"__r{python_name}__", backward)
+    symbol: Var
+    pattern: Any
 
 
-_add_operators()
+@dataclass(frozen=True, eq=False)
+class Repeated:
+    """A part around itself, `least` times or more, around `start`; `hole` is where it repeats."""
+
+    part: Any
+    hole: Var
+    start: Any
+    names: frozenset[str]  # symbols of the part: a list each
+    least: int
+
+    @functools.cache  # noqa: B019 - patterns live as long as their rules
+    def unrolled(self, depth: int) -> Any:
+        """Return what stands at this depth: the part around the next depth, or the start."""
+        if depth >= LONGEST_REPETITION:
+            return self.start
+        deeper = _Deeper(self, depth + 1)
+        part = _replaced(self.part, {self.hole.name: deeper}, self.names, depth)
+        return part if depth < self.least else AnyOf((part, self.start))
 
 
-def _reordered(name: str, *order: str) -> Callable[..., tuple[str, tuple[Any, ...]]]:
-    """Describe a function of torch.nn.functional whose arguments differ from the operator's."""
+@dataclass(frozen=True, eq=False)
+class _Deeper:
+    """The rest of a repetition; unrolled when it is met."""
 
-    def bind(bound: Mapping[str, Any]) -> tuple[str, tuple[Any, ...]]:
-        return name, tuple(bound[key] for key in order)
+    repeated: Repeated
+    depth: int
 
-    return bind
-
-
-_FUNCTIONALS: dict[Any, Callable[..., tuple[str, tuple[Any, ...]]]] = {
-    F.batch_norm: _reordered(
-        "batch_norm", "input", "weight", "bias", "running_mean", "running_var", "training",
-        "momentum", "eps",
-    ),
-    F.layer_norm: _reordered("layer_norm", "input", "normalized_shape", "weight", "bias", "eps"),
-    F.group_norm: _reordered("group_norm", "input", "num_groups", "weight", "bias", "eps"),
-    F.dropout: _reordered("dropout", "input", "p", "training"),
-    F.softmax: _reordered("softmax.int", "input", "dim", "dtype"),
-    F.log_softmax: _reordered("log_softmax.int", "input", "dim", "dtype"),
-    F.embedding: _reordered("embedding", "weight", "input"),
-    F.relu: _reordered("relu", "input"),
-    F.relu6: _reordered("relu6", "input"),
-    F.silu: _reordered("silu", "input"),
-    F.mish: _reordered("mish", "input"),
-    F.elu: _reordered("elu", "input", "alpha"),
-    F.selu: _reordered("selu", "input"),
-    F.leaky_relu: _reordered("leaky_relu", "input", "negative_slope"),
-    F.hardtanh: _reordered("hardtanh", "input", "min_val", "max_val"),
-    F.hardswish: _reordered("hardswish", "input"),
-    F.hardsigmoid: _reordered("hardsigmoid", "input"),
-    F.adaptive_avg_pool2d: _reordered("adaptive_avg_pool2d", "input", "output_size"),
-}  # fmt: skip
+    def unrolled(self) -> Any:
+        return self.repeated.unrolled(self.depth)
 
 
-def operator_of(
-    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
-    """Return (operator, args, kwargs) for a call written with a function, a method or a name.
+@dataclass(frozen=True, eq=False)
+class Each:
+    """A list of at least one item, each of which matches `item`."""
 
-    Raises OptionError for what is not one ATen operator.
-    """
-    if isinstance(function, OpOverload) or function is operator.getitem:
-        return function, args, kwargs
-    reordered = _FUNCTIONALS.get(function)
-    if reordered is not None:
-        signature = inspect.signature(function)
-        rest_is_any = bool(args) and args[-1] is ANY
-        bound = signature.bind_partial(*(args[:-1] if rest_is_any else args), **kwargs)
-        if not rest_is_any:
-            bound.apply_defaults()
-        values = {name: bound.arguments.get(name, ANY) for name in signature.parameters}
-        name, args = reordered(values)
-        return _choose(name, args, {})
-    name = function if isinstance(function, str) else _name_of(function)
-    if name.endswith("_") and not name.endswith("__"):
-        name = name[:-1]  # a graph has no in-place calls: relu_ stands for relu
-    return _choose(name, args, kwargs)
+    item: Any
+    names: frozenset[str]  # symbols of the item: a list each
+
+    @functools.cache  # noqa: B019
+    def at(self, index: int) -> Any:
+        """Return the pattern of the item at this index."""
+        return _replaced(self.item, {}, self.names, index)
 
 
-def _name_of(function: Any) -> str:
-    if isinstance(function, OpOverloadPacket):
-        return str(function.__name__)
-    return str(getattr(function, "__name__", function))
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """Several patterns that share symbols; each has a root of its own."""
+
+    patterns: tuple[Any, ...]
 
 
-def _choose(
-    name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[OpOverload, tuple[Any, ...], dict[str, Any]]:
-    """Choose the overload that takes these arguments."""
-    packet_name, _, overload = name.partition(".")
-    packet = getattr(aten, packet_name, None)
-    if packet is None:
-        raise OptionError(f"'{name}' is not one ATen operator; write the operators it stands for.")
-    names = [overload] if overload else packet.overloads()
-    args, kwargs = _in_schema_words(packet, args, kwargs)
-    best: tuple[int, OpOverload] | None = None
-    preferred = ("default", "Tensor", "Tensor_Scalar", "int", "dim")  # where several fit as well
-    for candidate in sorted(names, key=lambda n: preferred.index(n) if n in preferred else 9):
-        target = getattr(packet, candidate)
-        if not any("Tensor" in str(returned.type) for returned in target._schema.returns):
-            continue  # arithmetic of plain numbers
-        cost = None if target._schema.is_mutable else _cost(target, args, kwargs)
-        if cost is not None and (best is None or cost < best[0]):
-            best = (cost, target)
-    if best is not None:
-        return best[1], *_listed(best[1], args, kwargs)
-    packed = _packed(args)
-    if packed is not None:
-        return _choose(name, packed, kwargs)
-    raise OptionError(f"No form of aten.{name} takes the arguments {args!r} {kwargs!r}.")
+LONGEST_REPETITION = 16
 
 
-def _in_schema_words(
-    packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Rename the keywords that torch takes, and its operators' schemas do not know."""
-    known = {a.name for name in packet.overloads() for a in getattr(packet, name)._schema.arguments}
-    named = {key if key in known else _KEYWORDS.get(key, key): v for key, v in kwargs.items()}
-    if "input" in named and "input" not in known:
-        args = (named.pop("input"), *args)
-    return args, named
+def parts_of(pattern: Any) -> tuple[Any, ...]:
+    """Return the patterns directly inside a pattern."""
+    if isinstance(pattern, CallPattern):
+        return (*pattern.args, *pattern.kwargs.values())
+    if isinstance(pattern, AnyCall):
+        return (pattern.symbol, *pattern.args)
+    if isinstance(pattern, AnyOf):
+        return pattern.choices
+    if isinstance(pattern, Named):
+        return (pattern.symbol, pattern.pattern)
+    if isinstance(pattern, Repeated):
+        return (pattern.part, pattern.start)
+    if isinstance(pattern, Each):
+        return (pattern.item,)
+    if isinstance(pattern, Outputs):
+        return pattern.patterns
+    return tuple(pattern) if isinstance(pattern, list) else ()
 
 
-_KEYWORDS = {"axis": "dim", "keepdims": "keepdim"}
+def everything_in(pattern: Any) -> Iterator[Any]:
+    """Yield a pattern and all patterns inside, each object once."""
+    pending, seen = [pattern], set()
+    while pending:
+        one = pending.pop()
+        if id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            pending.extend(reversed(parts_of(one)))
 
 
-def _packed(args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    """Return the arguments of `x.permute(0, 2, 1)` as those of `x.permute([0, 2, 1])`."""
-    rest = args[1:]
-    count = next((i for i, value in enumerate(rest) if not _is_size(value)), len(rest))
-    return (args[0], list(rest[:count]), *rest[count:]) if count > 1 else None
+def symbols_of(pattern: Any) -> dict[str, None]:
+    """Return the names of a pattern's symbols, in the order in which they stand."""
+    found = [p.name for p in everything_in(pattern) if isinstance(p, (Var, Rest))]
+    return dict.fromkeys(name for name in found if not name.startswith("<"))
 
 
-def _is_size(value: Any) -> bool:
-    return isinstance(value, (int, Traced, fx.Node)) and not isinstance(value, bool)
+def depth_of(pattern: Any) -> int:
+    """Return how many calls lie between the root of a pattern and its deepest one."""
+    deepest = max(map(depth_of, parts_of(pattern)), default=0)
+    if isinstance(pattern, Repeated):
+        return depth_of(pattern.part) * LONGEST_REPETITION + depth_of(pattern.start)
+    return deepest + isinstance(pattern, (CallPattern, AnyCall))
 
 
-def _listed(
-    target: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Write a single integer where a list of them is meant, as a list: `x.sum(1)`."""
-    kinds = {a.name: str(a.type).removeprefix("Optional[") for a in target._schema.arguments}
+def _replaced(pattern: Any, values: Mapping[str, Any], names: frozenset[str], index: int) -> Any:
+    """Return a pattern with other values for some symbols, and an index on some names."""
 
-    def listed(kind: str, value: Any) -> Any:
-        single = kind.startswith("List") and isinstance(value, int)
-        return [value] if single else value
+    def replaced(part: Any) -> Any:
+        return _replaced(part, values, names, index)
 
-    named = {key: listed(kinds[key], value) for key, value in kwargs.items()}
-    return tuple(listed(k, v) for k, v in zip(kinds.values(), args, strict=False)), named
-
-
-def _cost(target: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
-    """Return how badly an overload fits the arguments, 0 for exactly; None where it does not."""
-    arguments = target._schema.arguments
-    open_ended = bool(args) and args[-1] is ANY
-    written = args[:-1] if open_ended else args
-    positional = [a for a in arguments if not a.kwarg_only]
-    kinds = {a.name: str(a.type) for a in arguments}
-    if len(written) > len(positional) or any(key not in kinds for key in kwargs):
-        return None
-    given = {a.name: value for a, value in zip(positional, written, strict=False)}
-    if set(given) & set(kwargs):
-        return None
-    given.update(kwargs)
-    missing = [a.name for a in arguments if a.name not in given and not a.has_default_value()]
-    if missing and not open_ended:
-        return None
-    costs = [_argument_cost(kinds[name], value) for name, value in given.items()]
-    if any(cost is None for cost in costs):
-        return None
-    return sum(cost for cost in costs if cost is not None)
-
-
-def _argument_cost(kind: str, value: Any) -> int | None:
-    """Return 0 where a schema type is what the value is, 1 where it converts, None where not."""
-    if value is ANY:
-        return 0
-    if kind.startswith("Optional["):
-        return 0 if value is None else _argument_cost(kind[9:-1], value)
-    if isinstance(value, (Traced, fx.Node)):  # a symbol of a pattern may turn out to be a number
-        return 0 if kind == "Tensor" or isinstance(value, Symbol) else None
-    for literal, kinds in _LITERALS:
-        if isinstance(value, literal):
-            if literal is int and kind == "List[int]":
-                return 1
-            return 0 if kind in kinds else 1 if kind == "Tensor" and literal is not str else None
-    if isinstance(value, (list, tuple)):
-        return 0 if kind.startswith("List") else None
-    return 0 if kind in _OPAQUE_KINDS and value is not None else None
-
-
-_LITERALS: tuple[tuple[Any, tuple[str, ...]], ...] = (
-    (bool, ("bool", "number", "Scalar")),
-    (int, ("int", "SymInt", "float", "number", "Scalar")),
-    (float, ("float", "number", "Scalar")),
-    (str, ("str",)),
-)
-_OPAQUE_KINDS = ("int", "Device", "Layout", "MemoryFormat", "ScalarType", "Generator")
+    if isinstance(pattern, (Var, Rest)):
+        if pattern.name in values:
+            return values[pattern.name]
+        return type(pattern)(f"{pattern.name}#{index}") if pattern.name in names else pattern
+    if isinstance(pattern, list):
+        return [replaced(part) for part in pattern]
+    if isinstance(pattern, CallPattern):
+        named = {key: replaced(value) for key, value in pattern.kwargs.items()}
+        return CallPattern(pattern.target, tuple(map(replaced, pattern.args)), named)
+    if isinstance(pattern, AnyCall):
+        return AnyCall(replaced(pattern.symbol), tuple(map(replaced, pattern.args)))
+    if isinstance(pattern, AnyOf):
+        return AnyOf(tuple(map(replaced, pattern.choices)))
+    if isinstance(pattern, Named):
+        return Named(replaced(pattern.symbol), replaced(pattern.pattern))
+    if isinstance(pattern, Repeated):
+        inner = frozenset(replaced(Var(name)).name for name in pattern.names)
+        part, start = replaced(pattern.part), replaced(pattern.start)
+        return Repeated(part, pattern.hole, start, inner, pattern.least)
+    if isinstance(pattern, Each):
+        inner = frozenset(replaced(Var(name)).name for name in pattern.names)
+        return Each(replaced(pattern.item), inner)
+    return pattern
 
 
 # -- recording a pattern ---------------------------------------------------------------------------
@@ -318,22 +238,113 @@ _OPAQUE_KINDS = ("int", "Device", "Layout", "MemoryFormat", "ScalarType", "Gener
 class Symbol(Traced):
     """A value inside a pattern that is being recorded."""
 
-    def __init__(self, pattern: Var | CallPattern) -> None:
+    _may_be_number: ClassVar[bool] = True
+
+    def __init__(self, pattern: Any) -> None:
         self._pattern = pattern
 
     def _call(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Symbol:
         return _record(target, args, kwargs)
 
+    def __call__(self, *args: Any) -> Symbol:
+        """Match a call of any operator on these arguments."""
+        if not isinstance(self._pattern, Var):
+            raise TypeError("only a symbol can stand for an operator: f(x)")
+        return Symbol(AnyCall(self._pattern, tuple(map(_plain, args))))
+
     def __bool__(self) -> bool:
         raise TypeError("a pattern cannot branch on a value; write one pattern per branch")
 
     def __iter__(self) -> Iterator[Any]:
-        raise TypeError("a pattern cannot unpack a value; index it: parts[0]")
+        if not isinstance(self._pattern, Var):
+            raise TypeError("a pattern cannot unpack a value; index it: parts[0]")
+        yield Symbol(Rest(self._pattern.name))
 
     __hash__ = object.__hash__
 
 
+def symbols(names: str) -> Any:
+    """Return a symbol for each name, to write a pattern as an expression: `x, y = symbols("x y")`.
+
+    One name gives one symbol, several a tuple. In an expression, unlike in a function, `...` cannot
+    stand for remaining arguments.
+    """
+    made = tuple(Symbol(Var(name)) for name in names.replace(",", " ").split())
+    if not made or not all(s._pattern.name.isidentifier() for s in made):
+        raise OptionError(f"symbols({names!r}): write names, such as symbols('x w b').")
+    return made if len(made) > 1 else made[0]
+
+
+def any_of(*choices: Any) -> Any:
+    """Match one of several patterns; symbols that stand only in others are None."""
+    if len(choices) < 2:
+        raise OptionError("any_of needs two patterns or more: any_of(F.gelu(x), F.silu(x)).")
+    return Symbol(AnyOf(tuple(map(_plain, choices))))
+
+
+def optional(part: Callable[[Any], Any], value: Any) -> Any:
+    """Match `part(value)`, or `value` alone; then the part's own symbols are None."""
+    return any_of(part(value), value)
+
+
+def repeated(part: Callable[..., Any], value: Any, *, at_least: int = 0) -> Any:
+    """Match `part` around `value`, around itself, any number of times (at most 16).
+
+    The part's first parameter is what it stands around, the others are symbols; a rule gets a list
+    of what each was, the outermost first.
+    """
+    hole, *names = _parameters(part)
+    symbol = Symbol(Var(f"<{hole}:{next(_holes)}>"))  # one that no other repetition has
+    body = _plain(part(symbol, *(Symbol(Var(name)) for name in names)))
+    if not any(one == symbol._pattern for one in everything_in(body)) or not depth_of(body):
+        raise OptionError(f"repeated: the part has to compute something with '{hole}'.")
+    return Symbol(Repeated(body, symbol._pattern, _plain(value), _own(names, body), at_least))
+
+
+_holes = itertools.count()
+
+
+def _own(names: list[str], body: Any) -> frozenset[str]:
+    """Return the symbols that a part has for itself, with those of parts inside it."""
+    inside = [p.names for p in everything_in(body) if isinstance(p, (Repeated, Each))]
+    return frozenset(names).union(*inside)
+
+
+def each(part: Callable[..., Any]) -> Any:
+    """Match a list of at least one item in which every item matches `part`.
+
+    The part's parameters are symbols; a rule gets a list of what each was.
+    """
+    names = _parameters(part)
+    item = _plain(part(*(Symbol(Var(name)) for name in names)))
+    return EachSymbol(Each(item, _own(names, item)))
+
+
+class EachSymbol(Symbol):
+    """A list in a pattern; `[*each(...)]` is the same list."""
+
+    def __iter__(self) -> Iterator[Any]:
+        yield self
+
+
+def named(symbol: Any, value: Any) -> Any:
+    """Match `value`, and let `symbol` stand for it."""
+    if not isinstance(symbol, Symbol) or not isinstance(symbol._pattern, Var):
+        raise OptionError("named(symbol, value): the first argument is a symbol of the pattern.")
+    return Symbol(Named(symbol._pattern, _plain(value)))
+
+
+def near(value: float, tolerance: float = 1e-6) -> Any:
+    """Match a number whose relative distance from `value` is at most `tolerance`."""
+    return Symbol(Near(value, tolerance))
+
+
+def _parameters(part: Callable[..., Any]) -> list[str]:
+    return list(inspect.signature(part).parameters)
+
+
 def _record(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Symbol:
+    args = tuple(_unwrapped(a) for a in args)
     target, args, kwargs = operator_of(function, args, kwargs)
     plain = [_plain(a) for a in args]
     if plain and plain[-1] is ANY and isinstance(target, OpOverload):
@@ -341,6 +352,12 @@ def _record(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sym
         plain = plain[:-1] + [ANY] * (len(names) - len(plain) + 1)
         kwargs = {a.name: ANY for a in target._schema.arguments if a.kwarg_only} | kwargs
     return Symbol(CallPattern(target, tuple(plain), {k: _plain(v) for k, v in kwargs.items()}))
+
+
+def _unwrapped(argument: Any) -> Any:
+    """Return `[*each(…)]` as `each(…)`."""
+    alone = isinstance(argument, (list, tuple)) and len(argument) == 1
+    return argument[0] if alone and isinstance(argument[0], EachSymbol) else argument
 
 
 def _plain(value: Any) -> Any:
@@ -381,23 +398,16 @@ def _recorder(function: Any) -> Callable[..., Any]:
     return lambda *args, **kwargs: _record(function, args, kwargs)
 
 
-def record(function: Callable[..., Any]) -> CallPattern:
+def record(function: Any, fixed: Mapping[str, Any] | None = None) -> Any:
     """Run a pattern function on symbols and return what it computes.
 
-    Raises OptionError where it does something else than calling operators, or returns no call.
+    `fixed` gives values to parameters that are no symbols. An expression over `symbols` is a
+    pattern already. Raises OptionError where a function does something else than calling operators,
+    or returns no call.
     """
-    twin = types.FunctionType(
-        function.__code__,
-        {name: _recording(value) for name, value in function.__globals__.items()},
-        function.__name__,
-        function.__defaults__,
-        tuple(map(_recording_cell, function.__closure__ or ())),
-    )
-    where = f"{function.__name__} ({_place(function)})"
-    symbols = [Symbol(Var(name)) for name in inspect.signature(function).parameters]
+    where = "expression" if isinstance(function, (Symbol, tuple)) else _where(function)
     try:
-        result = twin(*symbols)
-        pattern = result._pattern if isinstance(result, Symbol) else None
+        pattern = _outputs(_plain(_run(function, fixed or {})))
         _check_spelling(pattern)
     except OptionError as error:
         raise OptionError(f"The pattern {where} cannot be recorded: {error}") from None
@@ -406,13 +416,49 @@ def record(function: Callable[..., Any]) -> CallPattern:
             f"The pattern {where} cannot be recorded: {type(error).__name__}: {error}. "
             "A pattern only calls tensor operators; ask for shapes and values in the rule."
         ) from error
-    if not isinstance(pattern, CallPattern):
-        raise OptionError(f"The pattern {where} must return the result of an operator.")
+    for one in pattern.patterns if isinstance(pattern, Outputs) else (pattern,):
+        if not _is_call(one):
+            raise OptionError(f"The pattern {where} must return the result of an operator.")
     return pattern
+
+
+def _run(function: Any, fixed: Mapping[str, Any]) -> Any:
+    if not isinstance(function, types.FunctionType):
+        if not isinstance(function, (Symbol, tuple)):
+            raise OptionError("it is neither a function nor an expression over symbols.")
+        return function
+    twin = types.FunctionType(
+        function.__code__,
+        {name: _recording(value) for name, value in function.__globals__.items()},
+        function.__name__,
+        function.__defaults__,
+        tuple(map(_recording_cell, function.__closure__ or ())),
+    )
+    twin.__kwdefaults__ = function.__kwdefaults__
+    names = inspect.signature(function).parameters
+    return twin(*(fixed[name] if name in fixed else Symbol(Var(name)) for name in names))
+
+
+def _outputs(pattern: Any) -> Any:
+    several = isinstance(pattern, list) and len(pattern) > 1
+    return Outputs(tuple(pattern)) if several else pattern
+
+
+def _is_call(pattern: Any) -> bool:
+    """Whether every form of a pattern has a call at its root."""
+    if isinstance(pattern, AnyOf):
+        return all(map(_is_call, pattern.choices))
+    if isinstance(pattern, Named):
+        return _is_call(pattern.pattern)
+    if isinstance(pattern, Repeated):
+        return _is_call(pattern.part) and (pattern.least > 0 or _is_call(pattern.start))
+    return isinstance(pattern, (CallPattern, AnyCall))
 
 
 def _recording(value: Any) -> Any:
     known = any(value is module for module in (torch, F, aten, torch.ops))
+    if isinstance(value, OpOverloadPacket):
+        return _Packet(value)
     return _Namespace(value) if known else value
 
 
@@ -423,171 +469,11 @@ def _recording_cell(cell: types.CellType) -> types.CellType:
         return cell
 
 
-def _place(function: Callable[..., Any]) -> str:
-    code = function.__code__
-    return f"{code.co_filename}:{code.co_firstlineno}"
-
-
-def symbols_of(pattern: Any) -> set[str]:
-    """Return the names of the symbols in a pattern."""
-    if isinstance(pattern, Var):
-        return {pattern.name}
-    if isinstance(pattern, CallPattern):
-        return symbols_of([*pattern.args, *pattern.kwargs.values()])
-    if isinstance(pattern, list):
-        return set().union(*map(symbols_of, pattern))
-    return set()
-
-
-# -- matching --------------------------------------------------------------------------------------
-
-COMMUTATIVE = {
-    aten.add.Tensor, aten.mul.Tensor, aten.maximum.default, aten.minimum.default,
-    aten.logical_and.default, aten.logical_or.default, aten.logical_xor.default,
-    aten.eq.Tensor, aten.ne.Tensor, aten.bitwise_and.Tensor, aten.bitwise_or.Tensor,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Match:
-    """One occurrence of a pattern: its root, every node it covers, and what the symbols are."""
-
-    root: fx.Node
-    nodes: tuple[fx.Node, ...]
-    values: Mapping[str, Any]
-
-    @property
-    def shared(self) -> str | None:
-        """Which value inside the match is also used outside of it, in words; None without one."""
-        for node in self.nodes[1:]:
-            if any(user not in self.nodes for user in node.users):
-                return f"{node.name} is used elsewhere too"
-        return None
-
-
-@dataclass
-class Attempt:
-    """The state of one try, and the farthest place where it failed, for `explain`."""
-
-    covered: int = 0
-    failure: str = ""
-
-    def fail(self, depth: int, reason: str) -> None:
-        """Remember the reason that lies deepest."""
-        if depth > self.covered or not self.failure:
-            self.covered, self.failure = depth, reason
-
-
-def match(pattern: CallPattern, node: fx.Node, attempt: Attempt | None = None) -> Match | None:
-    """Return the first match of `pattern` with its root at `node`, or None."""
-    attempt = attempt or Attempt()
-    for values, nodes in _match_call(pattern, node, {}, (), attempt):
-        return Match(node, nodes, values)
-    return None
-
-
-Bindings = dict[str, Any]
-Nodes = tuple[fx.Node, ...]
-States = Iterator[tuple[Bindings, Nodes]]
-
-
-def _match_any(pattern: Any, value: Any, bound: Bindings, nodes: Nodes, attempt: Attempt) -> States:
-    if pattern is ANY:
-        yield bound, nodes
-    elif isinstance(pattern, Var):
-        if pattern.name not in bound:
-            yield {**bound, pattern.name: value}, nodes
-        elif _same_value(bound[pattern.name], value):
-            yield bound, nodes
-        else:
-            attempt.fail(len(nodes), f"'{pattern.name}' would stand for two different values")
-    elif isinstance(pattern, CallPattern):
-        if isinstance(value, fx.Node):
-            yield from _match_call(pattern, value, bound, nodes, attempt)
-        else:
-            attempt.fail(len(nodes), f"{_op_text(pattern.target)} wanted, found {value!r}")
-    elif isinstance(pattern, list):
-        if isinstance(value, (list, tuple)) and len(value) == len(pattern):
-            yield from _match_all(list(zip(pattern, value, strict=True)), bound, nodes, attempt)
-        else:
-            attempt.fail(len(nodes), f"a list of {len(pattern)} wanted, found {value!r}")
-    elif _same_value(pattern, value):
-        yield bound, nodes
-    else:
-        attempt.fail(len(nodes), f"{pattern!r} wanted, found {value}")
-
-
-def _match_all(
-    pairs: Sequence[tuple[Any, Any]], bound: Bindings, nodes: Nodes, attempt: Attempt
-) -> States:
-    if not pairs:
-        yield bound, nodes
-        return
-    (pattern, value), *rest = pairs
-    for bound_next, nodes_next in _match_any(pattern, value, bound, nodes, attempt):
-        yield from _match_all(rest, bound_next, nodes_next, attempt)
-
-
-def _match_call(
-    pattern: CallPattern, node: fx.Node, bound: Bindings, nodes: Nodes, attempt: Attempt
-) -> States:
-    if node.op != "call_function":
-        attempt.fail(len(nodes), f"{node.name} is not a call of {_op_text(pattern.target)}")
-        return
-    spelled = _spell(pattern, node)
-    if spelled is None or spelled.target is not node.target:
-        attempt.fail(
-            len(nodes), f"{node.name} is {_op_text(node.target)}, not {_op_text(pattern.target)}"
-        )
-        return
-    nodes = (*nodes, node)
-    kwargs = [(spelled.kwargs[key], node.kwargs.get(key)) for key in spelled.kwargs]
-    orders = [node.args]
-    if node.target in COMMUTATIVE and node.kwargs.get("alpha", 1) == 1 and len(node.args) == 2:
-        orders.append((node.args[1], node.args[0]))
-    for args in orders:
-        if len(args) == len(spelled.args):
-            pairs = [*zip(spelled.args, args, strict=True), *kwargs]
-            yield from _match_all(pairs, bound, nodes, attempt)
-
-
-def _spell(pattern: CallPattern, node: fx.Node) -> Call | None:
-    """Return the pattern's call in canonical spelling, with the rank of the node it meets."""
-    if not isinstance(pattern.target, OpOverload):
-        return Call(pattern.target, pattern.args, pattern.kwargs)
-    first = next((a for a in _flat(node.args, None) if isinstance(a, fx.Node)), None)
-    places = {id(a): n for a, n in zip(pattern.args, node.args, strict=False)}
-
-    def described(argument: Any) -> Any:
-        if not isinstance(argument, (Var, CallPattern)):
-            return None
-        found = places.get(id(argument))
-        found = found if isinstance(found, fx.Node) else first
-        return None if found is None else found.meta.get("val")
-
-    try:
-        return canonical(pattern.target, pattern.args, pattern.kwargs, described)
-    except _NOT_KNOWN:
-        return complete(pattern.target, pattern.args, pattern.kwargs)
-
-
-# what a spelling raises that needs numbers where a pattern has symbols
-_NOT_KNOWN = (ShapeNeeded, TypeError, ValueError, IndexError, AttributeError)
-
-
-@functools.cache
-def root_targets(pattern: CallPattern) -> tuple[Any, ...]:
-    """Return the operators at which a match may have its root, to index rules by."""
-    found = [pattern.target]
-    for size, rank in itertools.product((2, 1), (1, 2, 3, 4, 5)):  # squeeze wants a size of 1
-        dummy = torch.empty([size] * rank, device="meta")
-
-        def described(argument: Any, dummy: torch.Tensor = dummy) -> Any:
-            return dummy if isinstance(argument, (Var, CallPattern)) else None
-
-        with contextlib.suppress(*_NOT_KNOWN):
-            found.append(canonical(pattern.target, pattern.args, pattern.kwargs, described).target)
-    return tuple(dict.fromkeys(target for target in found if target is not None))
+def _where(function: Any) -> str:
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return repr(function)
+    return f"{function.__name__} ({code.co_filename}:{code.co_firstlineno})"
 
 
 _PERMUTES = (aten.transpose.int, aten.movedim.int, aten.movedim.intlist)
@@ -595,40 +481,132 @@ _PERMUTES = (aten.transpose.int, aten.movedim.int, aten.movedim.intlist)
 
 def _check_spelling(pattern: Any) -> None:
     """Raise OptionError for a call that cannot stand in a graph because its numbers are symbols."""
-    if isinstance(pattern, list):
-        for item in pattern:
-            _check_spelling(item)
-    elif isinstance(pattern, CallPattern):
-        _check_spelling([*pattern.args, *pattern.kwargs.values()])
-        if pattern.target in _PERMUTES and any(isinstance(a, Var) for a in pattern.args[1:]):
-            raise OptionError(
-                f"{_op_text(pattern.target)} is written as permute in a graph, and how depends on "
-                "its numbers. Write the numbers, or x.permute(dims)."
-            )
+    for one in everything_in(pattern):
+        if isinstance(one, CallPattern) and one.target in _PERMUTES:
+            if any(isinstance(a, Var) for a in one.args[1:]):
+                raise OptionError(
+                    f"{operator_text(one.target)} is written as permute in a graph, and how "
+                    "depends on its numbers. Write the numbers, or x.permute(dims)."
+                )
 
 
-def depth_of(pattern: Any) -> int:
-    """Return how many calls lie between the root of a pattern and its deepest one."""
-    if isinstance(pattern, list):
-        return max(map(depth_of, pattern), default=0)
+# -- where a pattern can begin ---------------------------------------------------------------------
+
+# what a spelling raises that needs numbers where a pattern has symbols
+NOT_KNOWN = (ShapeNeeded, TypeError, ValueError, IndexError, AttributeError)
+
+
+def root_targets(pattern: Any) -> tuple[Any, ...] | None:
+    """Return the operators at which a match may have its root, to index rules by; None: any."""
     if isinstance(pattern, CallPattern):
-        return 1 + max(map(depth_of, (*pattern.args, *pattern.kwargs.values())), default=0)
-    return 0
+        return _spelled_targets(pattern)
+    if isinstance(pattern, Named):
+        return root_targets(pattern.pattern)
+    if isinstance(pattern, Outputs):
+        return root_targets(pattern.patterns[0])
+    if isinstance(pattern, (AnyOf, Repeated)):
+        inside = pattern.choices if isinstance(pattern, AnyOf) else (pattern.part, pattern.start)
+        found = [root_targets(one) for one in inside if _is_call(one)]
+        if None in found:
+            return None
+        return tuple(dict.fromkeys(t for targets in found for t in targets or ()))
+    return None
 
 
-def _same_value(a: Any, b: Any) -> bool:
-    if isinstance(a, fx.Node) or isinstance(b, fx.Node):
-        return a is b
-    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        return len(a) == len(b) and all(map(_same_value, a, b))
-    if isinstance(a, bool) or isinstance(b, bool):
-        return a is b
-    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
-        return a == b or (isinstance(a, float) or isinstance(b, float)) and math.isclose(a, b)
-    return type(a) is type(b) and bool(a == b)
+@functools.cache
+def _spelled_targets(pattern: CallPattern) -> tuple[Any, ...]:
+    """Return the operators that a call may be written as, by what it is applied to."""
+    found = [pattern.target]
+    for size, rank in itertools.product((2, 1), (1, 2, 3, 4, 5)):  # squeeze wants a size of 1
+        dummy = torch.empty([size] * rank, device="meta")
+
+        def described(argument: Any, dummy: torch.Tensor = dummy) -> Any:
+            return dummy if is_pattern(argument) else None
+
+        with contextlib.suppress(*NOT_KNOWN):
+            found.append(canonical(pattern.target, pattern.args, pattern.kwargs, described).target)
+    return tuple(dict.fromkeys(target for target in found if target is not None))
 
 
-def _op_text(target: Any) -> str:
+def is_pattern(argument: Any) -> bool:
+    """Whether an argument of a pattern's call stands for a value of the graph."""
+    return isinstance(argument, (Var, CallPattern, AnyCall, AnyOf, Named, Repeated, _Deeper))
+
+
+def operator_text(target: Any) -> str:
+    """Return an operator's short name: `conv2d`, `add.Tensor`."""
     if isinstance(target, OpOverload):
         return str(target).removeprefix("aten.").removesuffix(".default")
     return str(getattr(target, "__name__", target))
+
+
+def pattern_text(pattern: Any) -> str:
+    """Write a pattern as an expression: `softmax(matmul(q, k) * s, -1)`."""
+    if isinstance(pattern, (Var, Rest)):
+        star = "*" if isinstance(pattern, Rest) else ""
+        return star + pattern.name.split("#")[0].strip("<").split(":")[0]
+    if isinstance(pattern, Near):
+        return f"≈{pattern.value:.6g}"
+    if isinstance(pattern, (AnyOf, Outputs)):
+        inside = map(pattern_text, parts_of(pattern))
+        return f"({' | '.join(inside)})" if isinstance(pattern, AnyOf) else ", ".join(inside)
+    if isinstance(pattern, Named):
+        return pattern_text(pattern.pattern)
+    if isinstance(pattern, Repeated):
+        return f"({pattern_text(pattern.part)})* around {pattern_text(pattern.start)}"
+    if isinstance(pattern, Each):
+        return f"[{pattern_text(pattern.item)}, …]"
+    if isinstance(pattern, list):
+        return f"[{', '.join(map(pattern_text, pattern))}]"
+    if isinstance(pattern, AnyCall):
+        return f"{pattern.symbol.name}({', '.join(map(pattern_text, pattern.args))})"
+    if isinstance(pattern, CallPattern):
+        return _call_text(pattern)
+    if isinstance(pattern, float):
+        return f"{pattern:.6g}"
+    return "…" if pattern is ANY else repr(pattern)
+
+
+_INFIX = {
+    aten.add.Tensor: "+", aten.sub.Tensor: "-", aten.mul.Tensor: "·", aten.div.Tensor: "/",
+    aten.matmul.default: "@", aten.pow.Tensor_Scalar: "**",
+}  # fmt: skip
+
+
+def _call_text(pattern: CallPattern) -> str:
+    sign = _INFIX.get(pattern.target)
+    if sign is not None and len(pattern.args) == 2:
+        left, right = map(pattern_text, pattern.args)
+        return f"({left} {sign} {right})"
+    args = list(map(pattern_text, pattern.args))
+    while args[-2:] == ["…", "…"]:
+        args.pop()
+    if pattern.target is operator.getitem:
+        return f"{args[0]}[{args[1]}]"
+    named = [f"{k}={pattern_text(v)}" for k, v in pattern.kwargs.items() if v is not ANY]
+    return f"{operator_text(pattern.target).split('.')[0]}({', '.join([*args, *named])})"
+
+
+# -- what a match is -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Match:
+    """One occurrence of a pattern: its roots, every node it covers, and what the symbols are."""
+
+    roots: tuple[fx.Node, ...]
+    nodes: tuple[fx.Node, ...]
+    values: Mapping[str, Any]
+
+    @property
+    def root(self) -> fx.Node:
+        """The node of the pattern's first output."""
+        return self.roots[0]
+
+    @property
+    def shared(self) -> str | None:
+        """Which value inside the match is also used outside of it, in words; None without one."""
+        for node in self.nodes:
+            if node not in self.roots and any(user not in self.nodes for user in node.users):
+                return f"{node.name} is used elsewhere too"
+        return None

@@ -118,6 +118,8 @@ def spec_of(one: Any) -> str:
     reach it.
     """
     name, cls = str(one.name), type(one)
+    if hasattr(one, "place"):
+        return str(one.place)
     if all(classes(kind).get(name) is not cls for kind in ("passes", "backends")):
         name = place_of(cls) or name
     options = ", ".join(f"{key}={value!r}" for key, value in options_of(one).items())
@@ -126,6 +128,8 @@ def spec_of(one: Any) -> str:
 
 def options_of(one: Any) -> dict[str, Any]:
     """Return the fields of a pass or backend that differ from their defaults."""
+    if hasattr(one, "place"):
+        return {}  # a rule, or a set of them: an object without options
     default = type(one)
     plain = default() if all(map(_has_default, fields(one))) else None
     values = {f.name: getattr(one, f.name) for f in fields(one)}

@@ -76,6 +76,7 @@ class Rewriter:
         self._changed: dict[str, None] = {}
         self._unreachable: set[str] = set()
         self._uncommitted: list[fx.Node] = []
+        self._moved: list[tuple[fx.Node, fx.Node]] = []  # with what stood before them
         self._fuel = _fuel.get()
 
     # -- building -----------------------------------------------------------------------------
@@ -237,6 +238,28 @@ class Rewriter:
         """Whether bisection has stopped this pass; a loop may as well end."""
         return self._fuel is not None and self._fuel.is_out
 
+    # -- for the driver of rules --------------------------------------------------------------
+
+    @property
+    def built(self) -> tuple[fx.Node, ...]:
+        """The nodes that were inserted since the last rewrite."""
+        return tuple(self._uncommitted)
+
+    @contextlib.contextmanager
+    def on_behalf_of(self, rule: str) -> Iterator[None]:
+        """Let what is built inside bear the name of a rule."""
+        self.rule = rule
+        try:
+            yield
+        finally:
+            self.rule = None
+
+    def move(self, nodes: Sequence[fx.Node], *, before: fx.Node) -> None:
+        """Move nodes, in this order, to just before another; `discard` moves them back."""
+        for node in nodes:
+            self._moved.append((node, node.prev))
+            before.prepend(node)
+
     # -- inside -------------------------------------------------------------------------------
 
     def _spend(self) -> bool:
@@ -248,6 +271,7 @@ class Rewriter:
             tank.spent, tank.rule = tank.spent + 1, self.rule
         self.rewrites += 1
         self._uncommitted.clear()
+        self._moved.clear()
         return True
 
     def _refuse(self, tank: Fuel) -> None:
@@ -258,11 +282,14 @@ class Rewriter:
             raise OutOfFuel("A pass that was stopped goes on asking for rewrites without end.")
 
     def discard(self) -> None:
-        """Drop the nodes inserted since the last rewrite that nobody uses."""
+        """Drop the nodes inserted since the last rewrite that nobody uses, and undo moves."""
         for node in reversed(self._uncommitted):
             if not node._erased and not node.users:
                 self._erase(node)
         self._uncommitted.clear()
+        for node, previous in reversed(self._moved):
+            previous.append(node)
+        self._moved.clear()
 
     def _adopt(self, node: fx.Node, origins: tuple[fx.Node, ...]) -> None:
         for key in ("path", "module", "source"):

@@ -5,146 +5,87 @@
         '''relu(relu(x)) = relu(x)'''
         return F.relu(x)
 
-A rule's parameters are the pattern's symbols: a `Value` for a tensor, the plain number or list for
-anything else. Torch functions, methods and operators on a `Value` build new nodes. A rule that
-returns a string held back, and the string says why; one that returns None does not apply here, and
-there is nothing to say about it. Whatever a rule returns, it is held back where shape or dtype
-would change, and where a copy would go that keeps an output apart from memory that others write to.
+`fxopt.pattern` describes patterns. A rule's parameters are the pattern's symbols: a `Value` for a
+tensor, the operator for one that is called, the plain number or list for anything else. Torch
+functions, methods and operators on a `Value` build new nodes, `new_constant` computes new weights.
+A rule that returns a string held back, and the string says why; one that returns None does not
+apply here, and there is nothing to say about it. Whatever a rule returns, it is held back where
+shape or dtype would change, and where a copy would go that keeps an output apart from memory that
+others write to.
 
-`apply_rules` runs a set of rules to a fixpoint: rules are indexed by their root's operator and a
-worklist holds what may have changed, so a graph costs about one visit per node plus a few per
-rewrite.
+Keywords of the decorator are conditions on symbols, asked while matching (`fxopt.conditions`):
+
+    @rule(lambda x, w: x * w, x=floating, w=constant)
+
+A rule, and a `RuleSet`, is a pass: `fxopt.compile(model, passes=[merge_relus, ...])`.
 """
 
 from __future__ import annotations
 
-import functools
 import inspect
-import operator
+import itertools
+import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import fx
 from torch._ops import OpOverload
 
-from fxopt.contract import PassResult, RuleCount
-from fxopt.effects import effect, training_flag
-from fxopt.errors import FxoptError, OptionError
+from fxopt.conditions import Condition, equal_to
+from fxopt.contract import Effect, PassResult, Precondition, RuleCount
+from fxopt.effects import effect
+from fxopt.errors import FxoptError, OptionError, RuleError
 from fxopt.graph_module import GraphModule
+from fxopt.imports import place_of
+from fxopt.matching import Attempt, find
+from fxopt.memory import memory_obstacle, same_call, type_obstacle
 from fxopt.pattern import (
-    Attempt,
+    AnyCall,
     CallPattern,
     Match,
-    Traced,
+    Outputs,
     depth_of,
-    match,
+    everything_in,
+    operator_text,
     record,
     root_targets,
     symbols_of,
 )
 from fxopt.rewrite import Rewriter
-from fxopt.shapes import is_tensor, same_metadata
-from fxopt.text import type_text
+from fxopt.spelling import operators_named
+from fxopt.values import Place, Value, new_constant, node_of, values_of
+
+__all__ = [
+    "Match", "Rule", "RuleSet", "Value", "apply_rules", "new_constant", "rule",
+]  # fmt: skip
 
 aten = torch.ops.aten
 
 
-class Value(Traced):
-    """A matched tensor: ask it for shape, dtype, users; compute with it to build new nodes."""
-
-    def __init__(self, node: fx.Node, rewriter: Rewriter, place: Match) -> None:
-        self.node = node
-        self._rewriter = rewriter
-        self._place = place
-
-    @property
-    def fake(self) -> Any:
-        """The fake tensor: shape, dtype and device without data."""
-        return self.node.meta["val"]
-
-    @property
-    def shape(self) -> Any:
-        """The shape; sizes may be symbolic."""
-        return self.fake.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype."""
-        dtype = self.fake.dtype
-        assert isinstance(dtype, torch.dtype)
-        return dtype
-
-    @property
-    def ndim(self) -> int:
-        """The number of dimensions."""
-        return int(self.fake.dim())
-
-    @property
-    def is_floating(self) -> bool:
-        """Whether this is a tensor of real floating-point numbers."""
-        return is_tensor(self.node) and self.dtype.is_floating_point
-
-    @property
-    def graph(self) -> GraphModule:
-        """The graph that holds it."""
-        return self._rewriter.graph
-
-    @property
-    def is_constant(self) -> bool:
-        """Whether this is a constant of the graph that nothing writes to."""
-        return self.node.op == "get_attr" and self.node.target not in self.graph.info.mutated
-
-    @property
-    def users(self) -> int:
-        """How many nodes use this value."""
-        return len(self.node.users)
-
-    @property
-    def target(self) -> Any:
-        """The operator that computes it; a name for an input or a constant."""
-        return self.node.target
-
-    @property
-    def args(self) -> Any:
-        """The positional arguments of the call that computes it, with values for the tensors."""
-        return _values_of(self.node.args, self._rewriter, self._place)
-
-    def _call(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
-        args, kwargs = _map((args, kwargs), _node_of)
-        node = self._rewriter.insert(
-            target, *args, before=self._place.root, origin=self._place.nodes, **kwargs
-        )
-        return Value(node, self._rewriter, self._place)
+# -- one rule --------------------------------------------------------------------------------------
 
 
-def _node_of(value: Any) -> Any:
-    return value.node if isinstance(value, Value) else value
-
-
-def _values_of(nested: Any, rewriter: Rewriter, place: Match) -> Any:
-    """Return nested arguments of a node with a Value for each node."""
-    return _map(
-        nested, lambda leaf: Value(leaf, rewriter, place) if isinstance(leaf, fx.Node) else leaf
-    )
-
-
-_map: Callable[[Any, Callable[[Any], Any]], Any] = fx.node.map_aggregate  # wider than its types
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rule:
-    """A named rewrite; make one with the `rule` decorator."""
+    """A named rewrite, and a pass of that one rewrite; make one with the `rule` decorator."""
 
     name: str
-    patterns: tuple[CallPattern, ...]
+    patterns: tuple[Any, ...]
     build: Callable[..., Any]
     doc: str = ""
     source: str = ""
-    wants_match: bool = False
     parameters: tuple[str, ...] = ()
+    conditions: Mapping[str, Condition] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)  # what it has as a member of a family
+    targets: tuple[Any, ...] | None = None  # where it may have its root; None: anywhere
+    effect: Effect = Effect.EXACT
+    requires: tuple[Precondition, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<rule {self.name} ({self.source})>"
 
     @property
     def depth(self) -> int:
@@ -154,171 +95,292 @@ class Rule:
     def match(self, node: fx.Node, attempt: Attempt | None = None) -> Match | None:
         """Return the match of one of the patterns with its root at `node`, or None."""
         for pattern in self.patterns:
-            found = match(pattern, node, attempt)
+            try:
+                found = find(pattern, node, self.conditions, attempt)
+            except FxoptError:
+                raise
+            except Exception as error:
+                raise self._failed(node, error, "A condition of the") from error
             if found is not None:
                 return found
         return None
 
-    def __call__(self, found: Match, rewriter: Rewriter) -> fx.Node | str | None:
-        """Build and return what replaces the match's root.
+    def rewrite(self, match: Match, rewriter: Rewriter) -> dict[fx.Node, fx.Node] | str | None:
+        """Build what replaces the roots of a match, and return it by root.
 
         Returns the reason, in words, where the rule held back, and None where it does not apply.
         """
-        for node in found.nodes:
+        for node in match.nodes:
             reason = effect(node)
             if reason is not None:
                 return f"{node.name} must stay: {reason}"
-
-        values = {key: _values_of(value, rewriter, found) for key, value in found.values.items()}
-        arguments = {name: values.get(name) for name in self.parameters}
-        if self.wants_match:
-            arguments["match"] = found
-        new = _node_of(self.build(**arguments))
+        before = _gather_inputs(match, rewriter)
+        if isinstance(before, str):
+            return before
+        new = self._built(match, Place(rewriter, match, before))
         if new is None or isinstance(new, str):
             return new
-        if not isinstance(new, fx.Node):
-            raise OptionError(
-                f"The rule {self.name} ({self.source}) returned {new!r}. It must return a value of "
-                "the graph, or a reason in words, or None."
-            )
-        root, built = found.root, set(rewriter._uncommitted)
-        if _same_call(root, new):
+        pairs = dict(zip(match.roots, self._checked(match, new), strict=True))
+        built = set(rewriter.built)
+        if all(same_call(old, new) for old, new in pairs.items()):
             return None
-        return _type_obstacle(root, new) or _memory_obstacle(root, new, built) or new
+        for old, replacement in pairs.items():
+            obstacle = type_obstacle(old, replacement) or memory_obstacle(old, replacement, built)
+            if obstacle is not None:
+                return obstacle
+        return pairs
+
+    def _built(self, match: Match, place: Place) -> Any:
+        values = {name: values_of(value, place) for name, value in match.values.items()}
+        known = {**values, **self.fixed, "match": match}
+        try:
+            return node_of(self.build(**{name: known.get(name) for name in self.parameters}))
+        except FxoptError:
+            raise
+        except Exception as error:
+            raise self._failed(match.root, error, "The") from error
+
+    def _checked(self, match: Match, new: Any) -> list[fx.Node]:
+        """Return one new node for each root."""
+        several = len(match.roots) > 1
+        nodes = list(new) if several and isinstance(new, (list, tuple)) else [new]
+        if len(nodes) != len(match.roots) or not all(isinstance(n, fx.Node) for n in nodes):
+            wanted = f"{len(match.roots)} values" if several else "a value"
+            raise OptionError(
+                f"The rule {self.name} ({self.source}) returned {new!r}. It must return {wanted} "
+                "of the graph, or a reason in words, or None."
+            )
+        return nodes
+
+    def _failed(self, node: fx.Node, error: Exception, what: str) -> RuleError:
+        return RuleError(
+            f"{what} rule {self.name} ({self.source}) failed at {node.name}"
+            f"{_line(node)} with {type(error).__name__}: {error}"
+        )
+
+    # -- as a pass, and as a part of a set ------------------------------------------------------
+
+    @property
+    def place(self) -> str:
+        """Where another process finds it, `mine.py:merge_relus`; its name where none can."""
+        return place_of(self.build) or self.name
+
+    def run(self, graph: GraphModule) -> PassResult:
+        """Apply the rule until it does not fire any more."""
+        return apply_rules(graph, (self,))
+
+    def __iter__(self) -> Iterator[Rule]:
+        yield self
+
+    def __add__(self, other: Iterable[Rule]) -> RuleSet:
+        return RuleSet(self, other)
 
 
-def rule(*patterns: Callable[..., Any]) -> Callable[[Callable[..., Any]], Rule]:
-    """Make a rule of a function; its pattern is one of `patterns`, each a Python function.
+def _line(node: fx.Node) -> str:
+    source = node.meta.get("source")
+    return f" ({source})" if source else ""
+
+
+class RuleSet(Sequence[Rule]):
+    """Rules that are applied together, and a pass of them; sets add up: `RuleSet(a, b) + c`.
+
+    Raises OptionError where two rules bear one name.
+    """
+
+    effect: Effect
+    requires: tuple[Precondition, ...] = ()
+
+    def __init__(self, *rules: Rule | Iterable[Rule], name: str = "rules") -> None:
+        self.name = name
+        self._rules = tuple(dict.fromkeys(itertools.chain.from_iterable(map(_each, rules))))
+        named: dict[str, Rule] = {}
+        for one in self._rules:
+            if named.setdefault(one.name, one) is not one:
+                raise OptionError(
+                    f"Two rules are called '{one.name}': {named[one.name].source} and {one.source}."
+                )
+        lossy = any(one.effect is Effect.LOSSY for one in self._rules)
+        self.effect = Effect.LOSSY if lossy else Effect.EXACT
+
+    @property
+    def place(self) -> str:
+        """Its name: a set does not know which variable holds it."""
+        return self.name
+
+    def run(self, graph: GraphModule) -> PassResult:
+        """Apply the rules until none fires any more."""
+        return apply_rules(graph, self)
+
+    def without(self, *names: str) -> RuleSet:
+        """Return the set without the rules of these names; raise OptionError for unknown ones."""
+        for name in names:
+            if name not in (one.name for one in self):
+                raise OptionError(f"There is no rule '{name}' in {self.name}.")
+        return RuleSet(*(one for one in self if one.name not in names), name=self.name)
+
+    @overload
+    def __getitem__(self, index: int) -> Rule: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Rule, ...]: ...
+    def __getitem__(self, index: Any) -> Any:
+        return self._rules[index]
+
+    def __len__(self) -> int:
+        return len(self._rules)
+
+    def __add__(self, other: Iterable[Rule]) -> RuleSet:
+        return RuleSet(self, other, name=self.name)
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: {', '.join(one.name for one in self)}>"
+
+
+def _each(one: Any) -> tuple[Rule, ...]:
+    rules = tuple(one) if isinstance(one, Iterable) else (one,)
+    for found in rules:
+        if not isinstance(found, Rule):
+            raise OptionError(f"{found!r} is not a rule; make one with @fxopt.rule(pattern).")
+    return rules
+
+
+# -- making rules ----------------------------------------------------------------------------------
+
+
+def rule(
+    *patterns: Any, family: Mapping[str, Iterable[Any]] | None = None,
+    effect: Effect = Effect.EXACT, **conditions: Any,
+) -> Callable[[Callable[..., Any]], Any]:  # fmt: skip
+    """Make a rule of a function; its pattern is one of `patterns`, each a function or expression.
 
     A parameter called `match` receives the `Match` itself; one that is not a symbol of the pattern
-    which matched is None. Raises OptionError for a pattern that is not made of operators, and for a
-    parameter that no pattern has.
+    which matched is None. `conditions` are asked of symbols while matching: a predicate, a value
+    to be equal to, or a set of operators for a symbol that is called. With `family={"f": (F.relu,
+    torch.abs)}` it makes a `RuleSet` with one rule for each; `f` is no symbol then, but that
+    member's. Raises OptionError for a pattern that is not made of operators, and for a parameter or
+    a condition that no pattern has.
     """
     if not patterns:
         raise OptionError("A rule needs a pattern: @rule(lambda x: F.relu(F.relu(x))).")
-    recorded = tuple(map(record, patterns))
-    symbols = set().union(*map(symbols_of, recorded))
+    members = [dict(zip(family, values, strict=True)) for values in itertools.product(
+        *map(tuple, family.values()))] if family else [{}]  # fmt: skip
+    recorded = [tuple(record(pattern, fixed) for pattern in patterns) for fixed in members]
 
-    def decorate(build: Callable[..., Any]) -> Rule:
-        names = tuple(inspect.signature(build).parameters)
-        code = build.__code__
-        unknown = [name for name in names if name not in symbols and name != "match"]
-        if unknown:
-            raise OptionError(
-                f"The rule {build.__name__} asks for '{unknown[0]}', and no pattern of it has that "
-                f"symbol: {', '.join(sorted(symbols)) or 'none'}."
-            )
-        return Rule(
-            name=build.__name__,
-            patterns=recorded,
-            build=build,
-            doc=inspect.getdoc(build) or "",
-            source=f"{code.co_filename}:{code.co_firstlineno}",
-            wants_match="match" in names,
-            parameters=tuple(name for name in names if name != "match"),
-        )
+    def decorate(build: Callable[..., Any]) -> Any:
+        made = [
+            _rule(build, several, fixed, effect, conditions)
+            for several, fixed in zip(recorded, members, strict=True)
+        ]
+        return made[0] if family is None else RuleSet(*made, name=build.__name__)
 
     return decorate
 
 
-# -- what no rule may change -----------------------------------------------------------------------
+def _rule(
+    build: Callable[..., Any], patterns: tuple[Any, ...], fixed: dict[str, Any], effect: Effect,
+    conditions: Mapping[str, Any],
+) -> Rule:  # fmt: skip
+    names = tuple(inspect.signature(build).parameters)
+    known = dict.fromkeys(name.split("#")[0] for p in patterns for name in symbols_of(p))
+    for name in (*names, *conditions):
+        if name not in known and name not in fixed and name != "match":
+            raise OptionError(
+                f"The rule {build.__name__} asks for '{name}', and no pattern of it has that "
+                f"symbol: {', '.join(known) or 'none'}."
+            )
+    code = build.__code__
+    asked = {name: _condition(name, wanted, patterns) for name, wanted in conditions.items()}
+    operators = {name: targets for name, (_, targets) in asked.items() if targets}
+    suffix = ", ".join(map(_member_text, fixed.values()))
+    return Rule(
+        name=f"{build.__name__}[{suffix}]" if fixed else build.__name__,
+        patterns=patterns,
+        build=build,
+        doc=inspect.getdoc(build) or "",
+        source=f"{code.co_filename}:{code.co_firstlineno}",
+        parameters=names,
+        conditions={name: condition for name, (condition, _) in asked.items()},
+        fixed=fixed,
+        targets=_all_targets(patterns, operators),
+        effect=effect,
+    )
 
 
-def _same_call(a: fx.Node, b: fx.Node) -> bool:
-    return (a.target, a.args, a.kwargs) == (b.target, b.args, b.kwargs)
+def _member_text(value: Any) -> str:
+    return operator_text(value) if callable(value) else str(value)
 
 
-def _type_obstacle(root: fx.Node, new: fx.Node) -> str | None:
-    """Why `new` is not the same kind of value as `root`, in words."""
-    if not is_tensor(root) or same_metadata(root, new):
-        return None
-    old_type, new_type = (type_text(node.meta.get("val")) for node in (root, new))
-    if old_type == new_type:
-        return f"the result would be on another device than {root.name}"
-    return f"the result would be {new_type}, and {root.name} is {old_type}"
+def _condition(
+    name: str, wanted: Any, patterns: tuple[Any, ...]
+) -> tuple[Condition, tuple[Any, ...] | None]:
+    """Return a condition as a predicate on what is matched, and the operators that it allows."""
+    calls = any(
+        isinstance(part, AnyCall) and part.symbol.name.split("#")[0] == name
+        for pattern in patterns for part in everything_in(pattern)
+    )  # fmt: skip
+    if calls and not inspect.isfunction(wanted):
+        several = wanted if isinstance(wanted, (set, frozenset, tuple, list)) else (wanted,)
+        targets = tuple(dict.fromkeys(t for one in several for t in operators_named(one)))
+        return lambda target: target in targets or f"{name} is none of those wanted", targets
+    asked = wanted if callable(wanted) and not isinstance(wanted, OpOverload) else equal_to(wanted)
+
+    def condition(found: Any) -> Any:
+        answer = asked(values_of(found))
+        return answer if isinstance(answer, str) else bool(answer)
+
+    condition.__name__ = getattr(asked, "__name__", "as asked")
+    return condition, None
 
 
-_LAYOUT_READERS = (aten.as_strided.default, aten.view.dtype, aten.view_as_complex.default)
-_LAYOUT_MAKERS = (aten.contiguous.default, aten.clone.default)
+def _all_targets(
+    patterns: tuple[Any, ...], operators: Mapping[str, tuple[Any, ...]]
+) -> tuple[Any, ...] | None:
+    """Return the operators at which any of the patterns may have its root; None: anywhere."""
+    found: dict[Any, None] = {}
+    for pattern in patterns:
+        targets = _targets(pattern, operators)
+        if targets is None:
+            return None
+        found.update(dict.fromkeys(targets))
+    return tuple(found)
 
 
-def _memory_obstacle(root: fx.Node, new: fx.Node, built: Collection[fx.Node]) -> str | None:
-    """Why readers of `root` must not be given the memory behind `new`, in words.
+def _targets(
+    pattern: Any, operators: Mapping[str, tuple[Any, ...]]
+) -> tuple[Any, ...] | None:
+    root = pattern.patterns[0] if isinstance(pattern, Outputs) else pattern
+    if isinstance(root, AnyCall):
+        return operators.get(root.symbol.name)
+    return root_targets(root)
 
-    A caller may write to an output, and the graph writes its state back at its end. So an output
-    that was a copy must not become an input, a constant, or a part of another output; and what
-    state is written back must not be read from state that is overwritten before.
+
+# -- several outputs -------------------------------------------------------------------------------
+
+_MOST_MOVED = 200
+
+
+def _gather_inputs(match: Match, rewriter: Rewriter) -> fx.Node | str:
+    """Return the node to build in front of: the first root, with all inputs of the match before it.
+
+    With several outputs, inputs of the later ones may stand behind the first; they are moved, where
+    none of them depends on a root. Returns the reason, in words, where one does.
     """
-    owner = _owner(new)
-    if owner in built or owner is _owner(root, certainly=True):
-        return None  # memory as new as before, or the same as before
-    outside = owner.op in ("placeholder", "get_attr")
-    moved = not _same_layout(root, new)
-    for user in _readers(root):
-        if user.op == "output":
-            if outside:
-                return f"the output would be {owner.name} itself, which a caller may write to"
-            if any(reader.op == "output" for reader in _readers(owner, beside=root)):
-                return "two outputs would share their memory"
-            if moved and root.target in _LAYOUT_MAKERS:
-                return "a caller may count on the memory layout of the output"
-        elif user.target is aten.copy_.default:
-            if any(u.target is aten.copy_.default and u.args[0] is owner for u in owner.users):
-                return f"{owner.name} is overwritten at the end of the graph"
-        elif moved and _reads_layout(user):
-            return f"{user.name} depends on the memory layout"
-    return None
-
-
-def _shares(node: fx.Node) -> fx.Node | None:
-    """Return the argument whose memory a call's result shares, or may share; None without one."""
-    if node.op != "call_function" or not node.args or not isinstance(node.args[0], fx.Node):
-        return None
-    dropout = training_flag(node.target) == 2 and node.args[2] is not True
-    shares = node.target is operator.getitem or dropout or _is_view(node.target)
-    return node.args[0] if shares else None
-
-
-@functools.cache
-def _is_view(target: Any) -> bool:
-    if not isinstance(target, OpOverload) or target._schema.is_mutable:
-        return False
-    return any(returned.alias_info is not None for returned in target._schema.returns)
-
-
-def _owner(node: fx.Node, certainly: bool = False) -> fx.Node:
-    """Return the node whose memory `node` may share; only through sure views where `certainly`."""
-    while (source := _shares(node)) is not None:
-        if certainly and node.target is aten.contiguous.default:
-            break
-        node = source
-    return node
-
-
-def _readers(node: fx.Node, beside: fx.Node | None = None) -> Iterator[fx.Node]:
-    """Yield the users of `node`'s memory, except those through `beside`."""
-    pending = [node]
-    for value in pending:
-        for user in value.users:
-            if user is not beside:
-                yield user
-                if _shares(user) is value:
-                    pending.append(user)
-
-
-def _same_layout(a: fx.Node, b: fx.Node) -> bool:
-    if not (is_tensor(a) and is_tensor(b)):
-        return True
-    p, q = a.meta["val"].stride(), b.meta["val"].stride()
-    return all(isinstance(step, int) for step in (*p, *q)) and p == q
-
-
-def _reads_layout(node: fx.Node) -> bool:
-    """Whether a call's result, or whether it runs at all, depends on strides."""
-    if not isinstance(node.target, OpOverload):
-        return node.target is not operator.getitem
-    custom = node.target.namespace not in ("aten", "prims", "torchvision")
-    return custom or node.target in _LAYOUT_READERS
+    first = min(match.roots)
+    if len(match.roots) == 1:
+        return first
+    late: dict[fx.Node, None] = {}
+    pending = [v for node in match.nodes for v in node.all_input_nodes if v not in match.nodes]
+    while pending:
+        node = pending.pop()
+        if node < first or node in late:
+            continue
+        if node in match.nodes:
+            return "one output depends on another"
+        late[node] = None
+        if len(late) > _MOST_MOVED or effect(node) is not None:
+            return f"{node.name} cannot be moved in front of {first.name}"
+        pending.extend(node.all_input_nodes)
+    rewriter.move(sorted(late), before=first)
+    return first
 
 
 # -- the driver ------------------------------------------------------------------------------------
@@ -329,6 +391,7 @@ class _Tally:
     tried: int = 0
     matched: int = 0
     rewritten: int = 0
+    seconds: float = 0.0
 
 
 @dataclass
@@ -344,18 +407,25 @@ class _Driver:
     def run(self) -> None:
         index: dict[Any, list[Rule]] = defaultdict(list)
         for one in self.rules:
-            for target in dict.fromkeys(t for p in one.patterns for t in root_targets(p)):
+            for target in one.targets or ():
                 index[target].append(one)
+        anywhere = [one for one in self.rules if one.targets is None]
+        inside = _inside(self.rules)
         depth = max((one.depth for one in self.rules), default=1)
-        pending = [n for n in self.rewriter.graph.graph.nodes if n.target in index]
+
+        def rules_at(node: fx.Node) -> list[Rule]:
+            known = index.get(node.target, [])
+            return [*known, *anywhere] if anywhere and node.op == "call_function" else known
+
+        pending = [n for n in self.rewriter.graph.graph.nodes if rules_at(n)]
         limit = 500 + 50 * len(pending)
         while pending:
             for node in pending:
                 if not node._erased and not self.rewriter.out_of_fuel:
-                    any(self._try(one, node) for one in index[node.target])
+                    any(self._try(one, node) for one in rules_at(node))
             if self.rewriter.rewrites > limit:
                 raise FxoptError(self._endless())
-            pending = sorted(n for n in _downstream(self.changed, depth) if n.target in index)
+            pending = sorted(n for n in _downstream(self.changed, depth, inside) if rules_at(n))
             self.changed.clear()
         for (node, name), reason in self.misses.items():
             if not node._erased:
@@ -365,29 +435,32 @@ class _Driver:
         """Try a rule at a node; return whether it replaced it."""
         tally = self.tallies[one.name]
         tally.tried += 1
+        started = time.perf_counter()
+        try:
+            return self._tried(one, node, tally)
+        finally:
+            tally.seconds += time.perf_counter() - started
+
+    def _tried(self, one: Rule, node: fx.Node, tally: _Tally) -> bool:
         self.misses.pop((node, one.name), None)
         found = one.match(node)
         if found is None:
             return False
         tally.matched += 1
         rewriter = self.rewriter
-        rewriter.rule = one.name
-        try:
-            result = one(found, rewriter)
-        finally:
-            rewriter.rule = None
-        if result is None or isinstance(result, str):
-            rewriter.discard()
-            if result is not None:
-                self.misses[node, one.name] = result
-            return False
-        built, moved = tuple(rewriter._uncommitted), tuple(node.users)
-        around = dict.fromkeys((*found.nodes, *(i for n in found.nodes for i in n.all_input_nodes)))
-        rewriter.rule = one.name
-        replaced = rewriter.replace(node, result)
-        rewriter.rule = None
-        if not replaced:
-            return False
+        with rewriter.on_behalf_of(one.name):
+            result = one.rewrite(found, rewriter)
+            if result is None or isinstance(result, str):
+                rewriter.discard()
+                if result is not None:
+                    self.misses[node, one.name] = result
+                return False
+            built, moved = tuple(rewriter.built), [u for root in found.roots for u in root.users]
+            around = dict.fromkeys(
+                (*found.nodes, *(i for n in found.nodes for i in n.all_input_nodes))
+            )
+            if not rewriter.replace(result):
+                return False
         tally.rewritten += 1
         alone = (u for n in around if not n._erased and len(n.users) == 1 for u in n.users)
         self.changed.update(dict.fromkeys((*built, *moved, *alone)))
@@ -402,59 +475,41 @@ class _Driver:
         )
 
 
-def _downstream(nodes: Iterable[fx.Node], depth: int) -> list[fx.Node]:
-    """Return those of the nodes that are left, and what uses them within `depth` steps."""
+def _inside(rules: Iterable[Rule]) -> set[Any] | None:
+    """Return the operators that may stand inside a match; None: any."""
+    found: set[Any] = set()
+    for one in rules:
+        for pattern in one.patterns:
+            for part in everything_in(pattern):
+                if isinstance(part, AnyCall):
+                    return None
+                if isinstance(part, CallPattern):
+                    found.update(root_targets(part) or ())
+    return found
+
+
+def _downstream(
+    nodes: Iterable[fx.Node], depth: int, inside: set[Any] | None
+) -> list[fx.Node]:
+    """Return those of the nodes that are left, and what uses them within `depth` steps.
+
+    Only operators that stand in patterns are followed, since a match covers what lies between.
+    """
     found = dict.fromkeys(n for n in nodes if not n._erased)
     level = list(found)
     for _ in range(depth):
-        level = list(dict.fromkeys(u for n in level for u in n.users if u not in found))
+        users = (u for n in level for u in n.users if u not in found)
+        level = list(dict.fromkeys(u for u in users if inside is None or u.target in inside))
         found.update(dict.fromkeys(level))
     return list(found)
 
 
-def apply_rules(graph: GraphModule, rules: Sequence[Rule]) -> PassResult:
+def apply_rules(graph: GraphModule, rules: Iterable[Rule]) -> PassResult:
     """Apply rules until none fires any more; the `run` of a pass that is made of rules."""
-    driver = _Driver(Rewriter(graph), rules)
+    several = RuleSet(rules)
+    driver = _Driver(Rewriter(graph), several)
     driver.run()
     driver.rewriter.rule_counts = {
-        one.name: RuleCount(**vars(driver.tallies[one.name])) for one in rules
+        one.name: RuleCount(**vars(driver.tallies[one.name])) for one in several
     }
     return driver.rewriter.result()
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Why a rule fired or not: for each place where its root operator stands, what happened."""
-
-    rule: str
-    matched: tuple[str, ...]
-    best: str
-
-    def __str__(self) -> str:
-        if self.matched:
-            return f"{self.rule} matches at {', '.join(self.matched)}."
-        return f"{self.rule} matches nowhere. {self.best}"
-
-
-def explain(one: Rule, graph: GraphModule) -> Explanation:
-    """Say where a rule matches and, if nowhere or only where a guard holds it back, why."""
-    roots = {target for pattern in one.patterns for target in root_targets(pattern)}
-    matched, best = [], Attempt(-1, "Its root operator does not stand in the graph.")
-    twin = graph.copy()
-    for node in [n for n in twin.graph.nodes if n.target in roots]:
-        attempt = Attempt()
-        found = one.match(node, attempt)
-        if found is None:
-            if attempt.covered > best.covered:
-                best = Attempt(attempt.covered, f"Nearest at {node.name}: {attempt.failure}.")
-            continue
-        rewriter = Rewriter(twin)
-        reason = one(found, rewriter)
-        rewriter.discard()
-        if isinstance(reason, str):
-            best = Attempt(10**6, f"At {node.name} it held back: {reason}.")
-        elif reason is None and best.covered < 10**6:
-            best = Attempt(10**5, f"At {node.name} the pattern matches, and the rule does not.")
-        elif reason is not None:
-            matched.append(node.name)
-    return Explanation(one.name, tuple(matched), best.failure)

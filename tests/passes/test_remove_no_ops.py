@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from fxopt import dialect
 from fxopt.capture import capture
 from fxopt.contract import PassResult
+from fxopt.explain import explain
 from fxopt.graph_module import GraphModule
 from fxopt.passes.remove_no_ops import RULES, RemoveNoOps
-from fxopt.rules import explain
 from fxopt.testing import check_pass, op_counts, relative_error
 from fxopt.text import graph_text
 

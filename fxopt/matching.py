@@ -1,0 +1,403 @@
+"""Finding a pattern in a graph: `find` returns the first match with its root at a node.
+
+Matching goes from the root to the inputs. Wherever there is a choice (the order of operands, an
+alternative, one repetition more or less) it tries each, and goes back where what follows does not
+fit. What fails is remembered by how far it came, for `fxopt.explain`.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+
+from fxopt.normalize import Call, canonical, complete
+from fxopt.pattern import (
+    NOT_KNOWN,
+    AnyCall,
+    AnyOf,
+    CallPattern,
+    Each,
+    Match,
+    Named,
+    Near,
+    Outputs,
+    Repeated,
+    Rest,
+    Var,
+    _Deeper,
+    depth_of,
+    is_pattern,
+    operator_text,
+    pattern_text,
+    root_targets,
+)
+from fxopt.spelling import ANY
+
+aten = torch.ops.aten
+
+COMMUTATIVE = {
+    aten.add.Tensor, aten.mul.Tensor, aten.maximum.default, aten.minimum.default,
+    aten.logical_and.default, aten.logical_or.default, aten.logical_xor.default,
+    aten.eq.Tensor, aten.ne.Tensor, aten.bitwise_and.Tensor, aten.bitwise_or.Tensor,
+}  # fmt: skip
+
+# A condition gets what a symbol stands for; it returns True, False, or why not in words.
+Condition = Callable[[Any], Any]
+
+MOST_CANDIDATES = 64  # users of one value that are looked at for a further output
+
+
+@dataclass
+class Attempt:
+    """How far a match came, and where it failed, for `explain`."""
+
+    covered: int = -1
+    failure: str = ""
+    nodes: tuple[fx.Node, ...] = ()
+
+    def fail(self, nodes: tuple[fx.Node, ...], reason: Callable[[], str]) -> None:
+        """Remember the failure behind which the most nodes match; the first of several."""
+        if len(nodes) > self.covered:
+            self.covered, self.failure, self.nodes = len(nodes), reason(), nodes
+
+
+class _Silent(Attempt):
+    """The attempt of somebody who does not ask."""
+
+    def fail(self, nodes: tuple[fx.Node, ...], reason: Callable[[], str]) -> None:
+        """Remember nothing."""
+
+
+_SILENT = _Silent()
+
+
+@dataclass(frozen=True)
+class _State:
+    """What is bound so far, and which nodes are covered."""
+
+    bound: Mapping[str, Any] = field(default_factory=dict)
+    nodes: tuple[fx.Node, ...] = ()
+
+
+_States = Iterator[_State]
+
+
+def find(
+    pattern: Any,
+    node: fx.Node,
+    conditions: Mapping[str, Condition] | None = None,
+    attempt: Attempt | None = None,
+) -> Match | None:
+    """Return the first match of `pattern` with its (first) root at `node`, or None."""
+    search = _Search(conditions or {}, attempt or _SILENT)
+    if not isinstance(pattern, Outputs):
+        for state in search.match(pattern, node, _State()):
+            return _match((node,), state)
+        return None
+    for roots, state in search.outputs(pattern.patterns[1:], (node,), pattern.patterns[0]):
+        return _match(roots, state)
+    return None
+
+
+def _match(roots: tuple[fx.Node, ...], state: _State) -> Match:
+    return Match(roots, tuple(dict.fromkeys(state.nodes)), _gathered(state.bound))
+
+
+def _gathered(bound: Mapping[str, Any]) -> dict[str, Any]:
+    """Put what stands for a#0, a#1, … into one list called a."""
+    values: dict[str, Any] = {}
+    for name in sorted((n for n in bound if "#" in n), key=_index_of):
+        values.setdefault(name.split("#")[0], []).append(bound[name])
+    return {**{name: value for name, value in bound.items() if "#" not in name}, **values}
+
+
+def _index_of(name: str) -> list[int]:
+    return [int(index) for index in name.split("#")[1:]]
+
+
+@dataclass(frozen=True)
+class _Search:
+    """One search: the conditions on symbols, and where failures go."""
+
+    conditions: Mapping[str, Condition]
+    attempt: Attempt
+
+    # -- several outputs ----------------------------------------------------------------------
+
+    def outputs(
+        self, others: Sequence[Any], roots: tuple[fx.Node, ...], first: Any
+    ) -> Iterator[tuple[tuple[fx.Node, ...], _State]]:
+        """Yield the roots and the state of each way to match all outputs."""
+        for state in self.match(first, roots[0], _State()):
+            yield from self._further(others, roots, state)
+
+    def _further(
+        self, others: Sequence[Any], roots: tuple[fx.Node, ...], state: _State
+    ) -> Iterator[tuple[tuple[fx.Node, ...], _State]]:
+        if not others:
+            yield roots, state
+            return
+        pattern, *rest = others
+        for node in _candidates(pattern, state, roots):
+            for further in self.match(pattern, node, state):
+                yield from self._further(rest, (*roots, node), further)
+        text = pattern_text(pattern)
+        self.attempt.fail(state.nodes, lambda: f"nothing beside it is {text}")
+
+    # -- one value ----------------------------------------------------------------------------
+
+    def match(self, pattern: Any, value: Any, state: _State) -> _States:
+        """Yield the state after each way in which `pattern` matches `value`."""
+        if pattern is ANY:
+            yield state
+        elif isinstance(pattern, CallPattern):
+            yield from self._call(pattern, value, state)
+        elif isinstance(pattern, Var):
+            yield from self._bind(pattern.name, value, state)
+        elif isinstance(pattern, AnyOf):
+            for choice in pattern.choices:
+                yield from self.match(choice, value, state)
+        elif isinstance(pattern, Named):
+            for bound in self._bind(pattern.symbol.name, value, state):
+                yield from self.match(pattern.pattern, value, bound)
+        elif isinstance(pattern, Repeated):
+            yield from self.match(pattern.unrolled(0), value, state)
+        elif isinstance(pattern, _Deeper):
+            yield from self.match(pattern.unrolled(), value, state)
+        elif isinstance(pattern, AnyCall):
+            yield from self._any_call(pattern, value, state)
+        elif isinstance(pattern, (list, Each)):
+            yield from self._list(pattern, value, state)
+        elif _is_literal(pattern, value):
+            yield state
+        else:
+            self.attempt.fail(state.nodes, lambda: f"{pattern_text(pattern)} wanted, {_is(value)}")
+
+    def _bind(self, name: str, value: Any, state: _State) -> _States:
+        if name in state.bound:
+            if same_value(state.bound[name], value):
+                yield state
+            else:
+                self.attempt.fail(
+                    state.nodes, lambda: f"'{name}' would stand for two different values"
+                )
+            return
+        condition = self.conditions.get(name.split("#")[0])
+        answer = True if condition is None else condition(value)
+        if answer is True:
+            yield _State({**state.bound, name: value}, state.nodes)
+        else:
+            self.attempt.fail(state.nodes, lambda: _refusal(name, value, condition, answer))
+
+    def _all(self, pairs: Sequence[tuple[Any, Any]], state: _State) -> _States:
+        if not pairs:
+            yield state
+            return
+        pattern, value = pairs[0]
+        for after in self.match(pattern, value, state):
+            yield from self._all(pairs[1:], after)
+
+    def _list(self, pattern: Any, value: Any, state: _State) -> _States:
+        if not isinstance(value, (list, tuple)):
+            self.attempt.fail(state.nodes, lambda: f"a list wanted, {_is(value)}")
+        elif isinstance(pattern, Each):
+            if value:
+                yield from self._all([(pattern.at(i), v) for i, v in enumerate(value)], state)
+        else:
+            yield from self._items(pattern, value, state)
+
+    def _items(self, patterns: list[Any], values: Sequence[Any], state: _State) -> _States:
+        """Match the items of a list; `*rest` takes any number of them, and so does `...`."""
+        if not patterns:
+            if not values:
+                yield state
+            else:
+                self.attempt.fail(state.nodes, lambda: f"the list has {len(values)} items more")
+            return
+        first, *rest = patterns
+        if isinstance(first, Rest) or first is ANY:
+            for count in range(len(values), -1, -1):
+                taken = (
+                    self._bind(first.name, list(values[:count]), state) if first is not ANY
+                    else iter((state,))
+                )  # fmt: skip
+                for after in taken:
+                    yield from self._items(rest, values[count:], after)
+        elif values:
+            for after in self.match(first, values[0], state):
+                yield from self._items(rest, values[1:], after)
+        else:
+            self.attempt.fail(state.nodes, lambda: f"the list has {len(patterns)} items less")
+
+    # -- calls --------------------------------------------------------------------------------
+
+    def _call(self, pattern: CallPattern, node: Any, state: _State) -> _States:
+        targets = root_targets(pattern)
+        if not isinstance(node, fx.Node) or node.target not in (targets or ()):
+            wanted = operator_text(pattern.target)
+            self.attempt.fail(state.nodes, lambda: f"{wanted} wanted, {_is(node)}")
+            return
+        spelled = _spell(pattern, node)
+        if spelled.target is not node.target or len(spelled.args) != len(node.args):
+            wanted = operator_text(spelled.target or pattern.target)
+            self.attempt.fail(state.nodes, lambda: f"{wanted} wanted, {_is(node)}")
+            return
+        state = _State(state.bound, (*state.nodes, node))
+        kwargs = [(spelled.kwargs[key], node.kwargs.get(key)) for key in spelled.kwargs]
+        for args in _orders(node):
+            yield from self._all([*zip(spelled.args, args, strict=True), *kwargs], state)
+
+    def _any_call(self, pattern: AnyCall, node: Any, state: _State) -> _States:
+        if not isinstance(node, fx.Node) or node.op != "call_function":
+            name = pattern.symbol.name
+            self.attempt.fail(state.nodes, lambda: f"a call of {name} wanted, {_is(node)}")
+            return
+        for bound in self._bind(pattern.symbol.name, node.target, state):
+            covering = _State(bound.bound, (*bound.nodes, node))
+            for args in _orders(node):
+                written = [a for a in pattern.args if a is not ANY]
+                if len(written) <= len(args):
+                    pairs = list(zip(written, args, strict=False))
+                    yield from self._all(pairs, covering)
+
+
+def _orders(node: fx.Node) -> list[tuple[Any, ...]]:
+    """Return the arguments of a call, in each order that means the same."""
+    args = node.args
+    if node.target in COMMUTATIVE and node.kwargs.get("alpha", 1) == 1 and len(args) == 2:
+        return [args, (args[1], args[0])]
+    return [args]
+
+
+def _candidates(pattern: Any, state: _State, roots: tuple[fx.Node, ...]) -> list[fx.Node]:
+    """Return where a further output may have its root: downstream of what is matched already."""
+    targets = root_targets(pattern)
+    level: list[fx.Node] = [v for v in state.bound.values() if isinstance(v, fx.Node)]
+    level += [node for node in state.nodes if node not in level]
+    found: dict[fx.Node, None] = {}
+    for _ in range(depth_of(pattern)):
+        level = list(dict.fromkeys(u for n in level for u in _first_users(n) if u not in found))
+        found.update(dict.fromkeys(level))
+    return [n for n in found if n not in roots and (targets is None or n.target in targets)]
+
+
+def _first_users(node: fx.Node) -> list[fx.Node]:
+    return [user for user, _ in zip(node.users, range(MOST_CANDIDATES), strict=False)]
+
+
+# -- how a call of a pattern is spelled at a node --------------------------------------------------
+
+
+# the spellings that do not depend on what they meet
+_spellings: weakref.WeakKeyDictionary[CallPattern, Call] = weakref.WeakKeyDictionary()
+
+
+def _spell(pattern: CallPattern, node: fx.Node) -> Call:
+    """Return the pattern's call in canonical spelling, with the shapes of the node it meets."""
+    known = _spellings.get(pattern)
+    if known is not None:
+        return known
+    if not isinstance(pattern.target, OpOverload):
+        return Call(pattern.target, pattern.args, pattern.kwargs)
+    first = next((a for a in _flat(node.args) if isinstance(a, fx.Node)), None)
+    places = {id(a): n for a, n in zip(pattern.args, node.args, strict=False)}
+    asked = False
+
+    def described(argument: Any) -> Any:
+        nonlocal asked
+        asked = True
+        if not is_pattern(argument):
+            return None
+        found = places.get(id(argument))
+        found = found if isinstance(found, fx.Node) else first
+        return None if found is None else found.meta.get("val")
+
+    try:
+        call = canonical(pattern.target, pattern.args, pattern.kwargs, described)
+    except NOT_KNOWN:
+        return complete(pattern.target, pattern.args, pattern.kwargs)
+    if not asked and call.target is not None:
+        _spellings[pattern] = call
+    return call
+
+
+def _flat(args: Sequence[Any]) -> Iterator[Any]:
+    for value in args:
+        if isinstance(value, (list, tuple)):
+            yield from value
+        else:
+            yield value
+
+
+# -- values ----------------------------------------------------------------------------------------
+
+
+def _is_literal(wanted: Any, value: Any) -> bool:
+    """Whether a value is the one that a pattern writes out."""
+    tolerance = 1e-9
+    if isinstance(wanted, Near):
+        wanted, tolerance = wanted.value, wanted.tolerance
+    if isinstance(wanted, (int, float)) and not isinstance(wanted, bool):
+        number, precision = _number(value)
+        if number is None or isinstance(number, bool):
+            return False
+        return number == wanted or math.isclose(number, wanted, rel_tol=max(tolerance, precision))
+    return same_value(wanted, value)
+
+
+_COPIES = (aten.clone.default, aten.detach.default)
+
+
+def _number(value: Any) -> tuple[Any, float]:
+    """Return a number, or that of a constant of one element, and how precisely it is stored."""
+    if isinstance(value, (int, float)):
+        return value, 0.0
+    while isinstance(value, fx.Node) and value.target in _COPIES:
+        value = value.args[0]
+    if isinstance(value, fx.Node) and value.op == "get_attr":
+        graph: Any = value.graph.owning_module
+        tensor = graph.fixed_tensor(str(value.target)) if hasattr(graph, "fixed_tensor") else None
+        if tensor is not None and tensor.numel() == 1 and not tensor.is_complex():
+            floating = tensor.dtype.is_floating_point
+            return tensor.item(), torch.finfo(tensor.dtype).eps if floating else 0.0
+    return None, 0.0
+
+
+def same_value(a: Any, b: Any) -> bool:
+    """Whether two arguments are the same node, or equal numbers, lists or other literals."""
+    if isinstance(a, fx.Node) or isinstance(b, fx.Node):
+        return a is b
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(same_value, a, b))
+    if isinstance(a, bool) or isinstance(b, bool):
+        return a is b
+    if isinstance(a, (int, float)) and isinstance(b, (int, float)):
+        return a == b or (isinstance(a, float) or isinstance(b, float)) and math.isclose(a, b)
+    return type(a) is type(b) and bool(a == b)
+
+
+# -- words -----------------------------------------------------------------------------------------
+
+
+def _is(value: Any) -> str:
+    """Say what stands where something else was wanted."""
+    if not isinstance(value, fx.Node):
+        return f"found {value!r}"
+    if value.op == "call_function":
+        return f"found {value.name} ({operator_text(value.target)})"
+    return f"found {value.name} ({'an input' if value.op == 'placeholder' else 'a constant'})"
+
+
+def _refusal(name: str, value: Any, condition: Any, answer: Any) -> str:
+    shown = value.name if isinstance(value, fx.Node) else operator_text(value)
+    if isinstance(answer, str):
+        return f"'{name.split('#')[0]}' would be {shown}, and {answer}"
+    wanted = str(getattr(condition, "__name__", "as asked")).replace("_", " ")
+    return f"'{name.split('#')[0]}' would be {shown}, which is not {wanted}"

@@ -1,0 +1,296 @@
+"""From what people write to operators: functions, methods and arithmetic on tensors that stand in.
+
+A `Traced` is a tensor without data. Whatever is called on it, torch functions, methods, Python's
+operators, becomes one ATen operator with its arguments, in `_call`. The symbols of a pattern and
+the values that a rule computes with are such tensors.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import fx
+from torch._ops import OpOverload, OpOverloadPacket
+
+from fxopt.errors import OptionError
+
+aten = torch.ops.aten
+F = torch.nn.functional
+ANY = ...  # matches every argument
+
+_BINARY = {
+    "add": "add", "sub": "sub", "mul": "mul", "truediv": "div", "pow": "pow", "matmul": "matmul",
+    "floordiv": "floor_divide", "mod": "remainder", "and": "__and__", "or": "__or__",
+    "lt": "lt", "le": "le", "gt": "gt", "ge": "ge",
+}  # fmt: skip
+
+
+class Traced:
+    """A tensor that stands for itself: calls on it become operators, by `_call`."""
+
+    _may_be_number: ClassVar[bool] = False  # a symbol of a pattern may turn out to be a number
+
+    def _call(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        raise NotImplementedError
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, kinds: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        owner = next(a for a in _flat(args, kwargs) if isinstance(a, Traced))
+        return owner._call(*operator_of(function, tuple(args), dict(kwargs or {})))
+
+    if TYPE_CHECKING:  # _add_operators makes them, and more
+
+        def __add__(self, other: Any) -> Any: ...
+        def __sub__(self, other: Any) -> Any: ...
+        def __mul__(self, other: Any) -> Any: ...
+        def __truediv__(self, other: Any) -> Any: ...
+        def __pow__(self, other: Any) -> Any: ...
+        def __matmul__(self, other: Any) -> Any: ...
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("T", "mT"):
+            return self._call(*operator_of({"T": "numpy_T", "mT": "mT"}[name], (self,), {}))
+        if name.startswith("_") or not callable(getattr(torch.Tensor, name, None)):
+            raise AttributeError(f"{type(self).__name__} has no method '{name}'")
+        return lambda *args, **kwargs: self._call(*operator_of(name, (self, *args), kwargs))
+
+    def __neg__(self) -> Any:
+        return self._call(*operator_of("neg", (self,), {}))
+
+    def __abs__(self) -> Any:
+        return self._call(*operator_of("abs", (self,), {}))
+
+    def __invert__(self) -> Any:
+        return self._call(*operator_of("bitwise_not", (self,), {}))
+
+    def __getitem__(self, index: int) -> Any:
+        return self._call(operator.getitem, (self, index), {})
+
+
+def _flat(args: Any, kwargs: Any) -> Iterator[Any]:
+    for value in (*args, *(kwargs or {}).values()):
+        if isinstance(value, (list, tuple)):
+            yield from value
+        else:
+            yield value
+
+
+def _add_operators() -> None:
+    """Give Traced Python's arithmetic: `x + y` is `torch.add(x, y)`, on either side."""
+    for python_name, name in _BINARY.items():
+
+        def forward(self: Traced, other: Any, name: str = name) -> Any:
+            return self._call(*operator_of(name, (self, other), {}))
+
+        def backward(self: Traced, other: Any, name: str = name) -> Any:
+            if name in ("add", "mul"):
+                return self._call(*operator_of(name, (self, other), {}))
+            if name == "sub":
+                return self._call(aten.rsub.Scalar, (self, other), {})
+            if name == "div":
+                return self._call(*operator_of("mul", (self.reciprocal(), other), {}))
+            return self._call(*operator_of(name, (other, self), {}))
+
+        setattr(Traced, f"__{python_name}__", forward)
+        setattr(Traced, f"__r{python_name}__", backward)
+
+
+_add_operators()
+
+
+def _reordered(name: str, *order: str) -> Callable[..., tuple[str, tuple[Any, ...]]]:
+    """Describe a function of torch.nn.functional whose arguments differ from the operator's."""
+
+    def bind(bound: Mapping[str, Any]) -> tuple[str, tuple[Any, ...]]:
+        return name, tuple(bound[key] for key in order)
+
+    return bind
+
+
+_FUNCTIONALS: dict[Any, Callable[..., tuple[str, tuple[Any, ...]]]] = {
+    F.batch_norm: _reordered(
+        "batch_norm", "input", "weight", "bias", "running_mean", "running_var", "training",
+        "momentum", "eps",
+    ),
+    F.layer_norm: _reordered("layer_norm", "input", "normalized_shape", "weight", "bias", "eps"),
+    F.group_norm: _reordered("group_norm", "input", "num_groups", "weight", "bias", "eps"),
+    F.dropout: _reordered("dropout", "input", "p", "training"),
+    F.softmax: _reordered("softmax.int", "input", "dim", "dtype"),
+    F.log_softmax: _reordered("log_softmax.int", "input", "dim", "dtype"),
+    F.embedding: _reordered("embedding", "weight", "input"),
+    F.relu: _reordered("relu", "input"),
+    F.relu6: _reordered("relu6", "input"),
+    F.silu: _reordered("silu", "input"),
+    F.mish: _reordered("mish", "input"),
+    F.elu: _reordered("elu", "input", "alpha"),
+    F.selu: _reordered("selu", "input"),
+    F.leaky_relu: _reordered("leaky_relu", "input", "negative_slope"),
+    F.hardtanh: _reordered("hardtanh", "input", "min_val", "max_val"),
+    F.hardswish: _reordered("hardswish", "input"),
+    F.hardsigmoid: _reordered("hardsigmoid", "input"),
+    F.adaptive_avg_pool2d: _reordered("adaptive_avg_pool2d", "input", "output_size"),
+}  # fmt: skip
+
+
+def operator_of(
+    function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """Return (operator, args, kwargs) for a call written with a function, a method or a name.
+
+    Raises OptionError for what is not one ATen operator.
+    """
+    if isinstance(function, OpOverload) or function is operator.getitem:
+        return function, args, kwargs
+    reordered = _FUNCTIONALS.get(function)
+    if reordered is not None:
+        signature = inspect.signature(function)
+        rest_is_any = bool(args) and args[-1] is ANY
+        bound = signature.bind_partial(*(args[:-1] if rest_is_any else args), **kwargs)
+        if not rest_is_any:
+            bound.apply_defaults()
+        values = {name: bound.arguments.get(name, ANY) for name in signature.parameters}
+        name, args = reordered(values)
+        return _choose(name, args, {})
+    name = function if isinstance(function, str) else _name_of(function)
+    if name.endswith("_") and not name.endswith("__"):
+        name = name[:-1]  # a graph has no in-place calls: relu_ stands for relu
+    return _choose(name, args, kwargs)
+
+
+def operators_named(function: Any) -> tuple[OpOverload, ...]:
+    """Return every form of an operator, from a function, a packet or one overload."""
+    if isinstance(function, OpOverload):
+        return (function,)
+    name = _name_of(function).removesuffix("_")
+    packet = getattr(aten, name, None)
+    if packet is None:
+        raise OptionError(f"'{name}' is not one ATen operator.")
+    forms = (getattr(packet, overload) for overload in packet.overloads())
+    return tuple(form for form in forms if not form._schema.is_mutable)
+
+
+def _name_of(function: Any) -> str:
+    if isinstance(function, OpOverloadPacket):
+        return str(function.__name__)
+    return str(getattr(function, "__name__", function))
+
+
+def _choose(
+    name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[OpOverload, tuple[Any, ...], dict[str, Any]]:
+    """Choose the overload that takes these arguments."""
+    packet_name, _, overload = name.partition(".")
+    packet = getattr(aten, packet_name, None)
+    if packet is None:
+        raise OptionError(f"'{name}' is not one ATen operator; write the operators it stands for.")
+    names = [overload] if overload else packet.overloads()
+    args, kwargs = _in_schema_words(packet, args, kwargs)
+    best: tuple[int, OpOverload] | None = None
+    preferred = ("default", "Tensor", "Tensor_Scalar", "int", "dim")  # where several fit as well
+    for candidate in sorted(names, key=lambda n: preferred.index(n) if n in preferred else 9):
+        target = getattr(packet, candidate)
+        if not any("Tensor" in str(returned.type) for returned in target._schema.returns):
+            continue  # arithmetic of plain numbers
+        cost = None if target._schema.is_mutable else _cost(target, args, kwargs)
+        if cost is not None and (best is None or cost < best[0]):
+            best = (cost, target)
+    if best is not None:
+        return best[1], *_listed(best[1], args, kwargs)
+    packed = _packed(args)
+    if packed is not None:
+        return _choose(name, packed, kwargs)
+    raise OptionError(f"No form of aten.{name} takes the arguments {args!r} {kwargs!r}.")
+
+
+def _in_schema_words(
+    packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Rename the keywords that torch takes, and its operators' schemas do not know."""
+    known = {a.name for name in packet.overloads() for a in getattr(packet, name)._schema.arguments}
+    named = {key if key in known else _KEYWORDS.get(key, key): v for key, v in kwargs.items()}
+    if "input" in named and "input" not in known:
+        args = (named.pop("input"), *args)
+    return args, named
+
+
+_KEYWORDS = {"axis": "dim", "keepdims": "keepdim"}
+
+
+def _packed(args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Return the arguments of `x.permute(0, 2, 1)` as those of `x.permute([0, 2, 1])`."""
+    rest = args[1:]
+    count = next((i for i, value in enumerate(rest) if not _is_size(value)), len(rest))
+    return (args[0], list(rest[:count]), *rest[count:]) if count > 1 else None
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, (int, Traced, fx.Node)) and not isinstance(value, bool)
+
+
+def _listed(
+    target: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Write a single integer where a list of them is meant, as a list: `x.sum(1)`."""
+    kinds = {a.name: str(a.type).removeprefix("Optional[") for a in target._schema.arguments}
+
+    def listed(kind: str, value: Any) -> Any:
+        single = kind.startswith("List") and isinstance(value, int)
+        return [value] if single else value
+
+    named = {key: listed(kinds[key], value) for key, value in kwargs.items()}
+    return tuple(listed(k, v) for k, v in zip(kinds.values(), args, strict=False)), named
+
+
+def _cost(target: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+    """Return how badly an overload fits the arguments, 0 for exactly; None where it does not."""
+    arguments = target._schema.arguments
+    open_ended = bool(args) and args[-1] is ANY
+    written = args[:-1] if open_ended else args
+    positional = [a for a in arguments if not a.kwarg_only]
+    kinds = {a.name: str(a.type) for a in arguments}
+    if len(written) > len(positional) or any(key not in kinds for key in kwargs):
+        return None
+    given = {a.name: value for a, value in zip(positional, written, strict=False)}
+    if set(given) & set(kwargs):
+        return None
+    given.update(kwargs)
+    missing = [a.name for a in arguments if a.name not in given and not a.has_default_value()]
+    if missing and not open_ended:
+        return None
+    costs = [_argument_cost(kinds[name], value) for name, value in given.items()]
+    if any(cost is None for cost in costs):
+        return None
+    return sum(cost for cost in costs if cost is not None)
+
+
+def _argument_cost(kind: str, value: Any) -> int | None:
+    """Return 0 where a schema type is what the value is, 1 where it converts, None where not."""
+    if value is ANY:
+        return 0
+    if kind.startswith("Optional["):
+        return 0 if value is None else _argument_cost(kind[9:-1], value)
+    if isinstance(value, (Traced, fx.Node)):  # a symbol of a pattern may turn out to be a number
+        return 0 if kind == "Tensor" or getattr(value, "_may_be_number", False) else None
+    for literal, kinds in _LITERALS:
+        if isinstance(value, literal):
+            if literal is int and kind == "List[int]":
+                return 1
+            return 0 if kind in kinds else 1 if kind == "Tensor" and literal is not str else None
+    if isinstance(value, (list, tuple)):
+        return 0 if kind.startswith("List") else None
+    return 0 if kind in _OPAQUE_KINDS and value is not None else None
+
+
+_LITERALS: tuple[tuple[Any, tuple[str, ...]], ...] = (
+    (bool, ("bool", "number", "Scalar")),
+    (int, ("int", "SymInt", "float", "number", "Scalar")),
+    (float, ("float", "number", "Scalar")),
+    (str, ("str",)),
+)
+_OPAQUE_KINDS = ("int", "Device", "Layout", "MemoryFormat", "ScalarType", "Generator")

@@ -1,0 +1,531 @@
+"""The language of patterns: alternatives, parts, lists, conditions, several outputs, families."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import fxopt
+from fxopt import conditions, dialect
+from fxopt.contract import PassResult
+from fxopt.errors import OptionError, RuleError
+from fxopt.graph_module import GraphModule
+from fxopt.pattern import (
+    any_of,
+    each,
+    named,
+    near,
+    optional,
+    pattern_text,
+    record,
+    repeated,
+    symbols,
+)
+from fxopt.rules import Match, Rule, RuleSet, Value, apply_rules, new_constant, rule
+from fxopt.testing import op_counts, relative_error
+
+aten = torch.ops.aten
+X = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+Y = X.flip(0)
+
+
+class Function(torch.nn.Module):
+    """A function of tensors as a module."""
+
+    def __init__(self, function: Callable[..., Any], **weights: torch.Tensor) -> None:
+        super().__init__()
+        self.function = function
+        for name, weight in weights.items():
+            self.register_parameter(name, torch.nn.Parameter(weight))
+
+    def forward(self, *args: Any) -> Any:
+        return self.function(*args, **dict(self.named_parameters()))
+
+
+def applied(
+    function: Callable[..., Any], *rules: Any, inputs: tuple[Any, ...] = (X,), **weights: Any
+) -> tuple[GraphModule, PassResult]:
+    """Apply rules to a captured function; check the dialect and the numbers."""
+    model = Function(function, **weights).eval()
+    graph = fxopt.capture(model, inputs)
+    result = apply_rules(graph, RuleSet(*rules))
+    dialect.check(graph)
+    with torch.no_grad():
+        assert relative_error(graph(*inputs), model(*inputs)) < 1e-6
+    return graph, result
+
+
+def seen(pattern: Any, function: Callable[..., Any], *inputs: Any, **options: Any) -> list[Any]:
+    """Return what the symbols of a pattern stand for at each match, tensors by name."""
+    found: list[Any] = []
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        return value.node.name if isinstance(value, Value) else value
+
+    @rule(pattern, **options)
+    def note(match: Match) -> None:
+        from fxopt.values import values_of
+
+        found.append({name: plain(values_of(value)) for name, value in match.values.items()})
+
+    apply_rules(fxopt.capture(Function(function).eval(), inputs or (X,)), [note])
+    return found
+
+
+# -- alternatives and parts ------------------------------------------------------------------------
+
+
+def test_any_of_matches_each_choice() -> None:
+    pattern = lambda x, n: any_of(x.relu(), x * n).neg()  # noqa: E731
+    assert seen(pattern, lambda x: -x.relu()) == [{"x": "args_0"}]
+    assert seen(pattern, lambda x: -(x * 5)) == [{"x": "args_0", "n": 5}]
+    assert seen(pattern, lambda x: -x.tanh()) == []
+
+
+def test_any_of_may_stand_at_the_root() -> None:
+    pattern = lambda x: any_of(x.relu().neg(), x.sin())  # noqa: E731
+    assert len(seen(pattern, lambda x: (x.sin(), -x.relu(), x.cos()))) == 2
+
+
+def test_an_optional_part_may_be_missing() -> None:
+    pattern = lambda s, mask: torch.softmax(optional(lambda y: y + mask, s.sin()), -1)  # noqa: E731
+    assert seen(pattern, lambda x, m: (x.sin() + m).softmax(-1), X, Y) == [
+        {"s": "args_0", "mask": "args_1"}
+    ]
+    assert seen(pattern, lambda x: x.sin().softmax(-1)) == [{"s": "args_0"}]
+    assert seen(pattern, lambda x, m: (x.cos() + m).softmax(-1), X, Y) == []
+
+
+def test_what_an_optional_part_lacks_is_none() -> None:
+    @rule(lambda s, mask: torch.softmax(optional(lambda y: y + mask, s.sin()), -1))
+    def note(s: Value, mask: Any) -> str:
+        return "no mask" if mask is None else "masked"
+
+    _, result = applied(lambda x: (x.sin().softmax(-1), (x.sin() + 1).softmax(-1)), note)
+    assert [miss.reason for miss in result.misses] == ["note: no mask", "note: masked"]
+
+
+@pytest.mark.parametrize(
+    ("function", "factors"),
+    [
+        (lambda x: x.sin() * 2, [2]),
+        (lambda x: x.sin() * 2 * 3 * 4, [4, 3, 2]),
+        (lambda x: 4 * (3 * x.sin()), [4, 3]),
+    ],
+)
+def test_a_part_repeats_and_its_symbols_are_lists(
+    function: Callable[..., Any], factors: list[int]
+) -> None:
+    @rule(lambda x, a: repeated(lambda y, a: y * a, torch.sin(x), at_least=1).neg())
+    def merge(x: Value, a: list[Any]) -> Any:
+        return (x.sin() * torch.tensor(a).prod().item()).neg() if len(a) > 1 else f"only {a}"
+
+    graph, result = applied(lambda x: -function(x), merge)
+    assert op_counts(graph)["mul"] == 1
+    assert result.rewrites == (len(factors) > 1)
+
+
+def test_a_repetition_may_be_empty_and_ends() -> None:
+    pattern = lambda x: repeated(lambda y: torch.relu(y), torch.sin(x)).neg()  # noqa: E731
+    assert len(seen(pattern, lambda x: (-x.sin(), -x.sin().relu().relu(), -x.relu()))) == 2
+    with pytest.raises(OptionError, match="has to compute something"):
+        record(lambda x: repeated(lambda y: x.relu(), x).neg())
+
+
+def test_what_a_repetition_hides_is_asked_again_when_it_changes() -> None:
+    @rule(lambda x: repeated(lambda y: y.neg(), torch.sin(x), at_least=6).cos())
+    def six(x: Value) -> Any:
+        return x.sin().cos()
+
+    @rule(lambda x: x.exp().log())
+    def neg_twice(x: Value) -> Any:  # not the same function: only the order of events is asked
+        return x.neg().neg()
+
+    graph = fxopt.capture(
+        Function(lambda x: x.sin().exp().log().neg().neg().neg().neg().cos()).eval(), (X,)
+    )
+    assert apply_rules(graph, [six, neg_twice]).rewrites == 2
+    assert op_counts(graph) == {"cos": 1, "sin": 1}
+
+
+# -- lists -----------------------------------------------------------------------------------------
+
+
+def test_the_rest_of_a_list_is_captured() -> None:
+    pattern = lambda x, rest, d: torch.cat([x.relu(), *rest], d)  # noqa: E731
+    assert seen(pattern, lambda x, y: torch.cat([x.relu(), y, x], 1), X, Y) == [
+        {"x": "args_0", "rest": ["args_1", "args_0"], "d": 1}
+    ]
+    assert seen(pattern, lambda x: torch.cat([x.relu()], 1)) == [
+        {"x": "args_0", "rest": [], "d": 1}
+    ]
+    assert seen(pattern, lambda x, y: torch.cat([y, x.relu()], 1), X, Y) == []
+
+
+def test_dots_in_a_list_are_any_items() -> None:
+    pattern = lambda x: torch.cat([..., x.relu(), ...], 1)  # noqa: E731
+    assert len(seen(pattern, lambda x, y: torch.cat([y, x.relu(), y], 1), X, Y)) == 1
+    assert seen(pattern, lambda x, y: torch.cat([y, y], 1), X, Y) == []
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        lambda p, d: torch.cat(each(lambda p: torch.relu(p)), d),
+        lambda p, d: torch.cat([*each(lambda p: torch.relu(p))], d),
+    ],
+)
+def test_every_item_of_a_list_matches(pattern: Callable[..., Any]) -> None:
+    @rule(pattern)
+    def relu_last(p: list[Value], d: int) -> Any:
+        return torch.cat(p, d).relu()  # type: ignore[arg-type]
+
+    graph, _ = applied(lambda x, y: torch.cat([x.relu(), y.relu()], 1), relu_last, inputs=(X, Y))
+    assert op_counts(graph) == {"cat": 1, "relu": 1}
+    _, result = applied(lambda x, y: torch.cat([x.relu(), y], 1), relu_last, inputs=(X, Y))
+    assert not result.modified
+
+
+def test_items_may_share_a_symbol_and_hold_parts_of_their_own() -> None:
+    pattern = lambda x, a, b: torch.cat(each(lambda a, b: x * a + b), 0)  # noqa: E731
+    found = seen(pattern, lambda x, y: torch.cat([x * 2 + y, x * 3 + 1], 0), X, Y)
+    assert found == [{"x": "args_0", "a": [2, 3], "b": ["args_1", 1]}]
+    assert seen(pattern, lambda x, y: torch.cat([x * 2 + y, y * 3 + 1], 0), X, Y) == []
+
+
+def test_repetitions_may_stand_in_items() -> None:
+    pattern = lambda x, a: torch.stack(  # noqa: E731
+        each(lambda x: repeated(lambda y, a: y * a, torch.sin(x))), 0
+    )
+    found = seen(pattern, lambda x, y: torch.stack([x.sin() * 2 * 3, y.sin(), y.sin() * 4]), X, Y)
+    assert found == [{"x": ["args_0", "args_1", "args_1"], "a": [3, 2, 4]}]
+
+
+# -- names, numbers and constants ------------------------------------------------------------------
+
+
+def test_a_value_inside_may_have_a_name() -> None:
+    pattern = lambda x, y: named(y, x.sin()) * torch.sigmoid(y)  # noqa: E731
+    assert seen(pattern, lambda x: x.sin() * x.sin().sigmoid()) == []  # two sines
+    assert seen(pattern, lambda x: (lambda y: y * y.sigmoid())(x.sin())) == [
+        {"x": "args_0", "y": "sin"}
+    ]
+    with pytest.raises(OptionError, match="is a symbol"):
+        record(lambda x: named(x.relu(), x.sin()).neg())
+
+
+def test_numbers_have_a_tolerance() -> None:
+    rough = lambda x: x * near(1.702, 1e-3)  # noqa: E731
+    assert len(seen(rough, lambda x: (x * 1.7025, x * 1.71))) == 1
+    exact = lambda x: x * 1.702  # noqa: E731
+    assert len(seen(exact, lambda x: (x * 1.702, x * 1.7020001))) == 1
+
+
+def test_a_number_matches_a_fixed_constant_of_one_element() -> None:
+    pattern = lambda x: x * 0.1  # noqa: E731
+    assert len(seen(pattern, lambda x: x * torch.tensor(0.1))) == 1
+    assert len(seen(pattern, lambda x: x * torch.tensor([0.1]))) == 1
+    assert len(seen(pattern, lambda x: x * torch.tensor([0.1, 0.1, 0.1, 0.1]))) == 0
+    assert len(seen(pattern, lambda x: x * torch.tensor(0.1001))) == 0
+    graph = fxopt.capture(
+        Function(lambda x, w: x * w, w=torch.tensor(0.1)).eval(), (X,)
+    )  # a weight of the same value may be trained to another one
+    matched = rule(pattern)(lambda x: x).match(graph.find(aten.mul.Tensor)[0])
+    assert matched is None
+
+
+def test_new_constants_are_computed_and_recorded() -> None:
+    @rule(lambda x, w, s: F.linear(x, w) * s, w=conditions.constant, s=conditions.number)
+    def scale_weight(x: Value, w: Value, s: float) -> Any:
+        scaled = new_constant(lambda w: (w.double() * s).to(w.dtype), w, name="scaled")
+        return F.linear(x, scaled)  # type: ignore[arg-type]
+
+    graph, _ = applied(
+        lambda x, w: F.linear(x, w) * 3.0, scale_weight, w=torch.randn(5, 4)
+    )
+    assert op_counts(graph) == {"linear": 1}
+    assert graph.info.recipes[-1].sources == ("w",)
+    assert isinstance(graph.constant("scaled"), torch.nn.Parameter)
+
+
+def test_a_new_constant_comes_from_constants() -> None:
+    @rule(lambda x: torch.sin(x))
+    def bad(x: Value) -> Any:
+        return new_constant(torch.sin, x)
+
+    with pytest.raises(OptionError, match="is not a constant"):
+        applied(lambda x: x.sin(), bad)
+
+
+# -- operators as symbols --------------------------------------------------------------------------
+
+
+def test_a_symbol_may_stand_for_an_operator() -> None:
+    @rule(lambda f, x, d: f(x.permute(d)), f={torch.relu, F.silu, aten.tanh})
+    def permute_last(f: Any, x: Value, d: list[int]) -> Any:
+        return f(x).permute(d)
+
+    graph, result = applied(
+        lambda x: x.permute(2, 0, 1).relu().tanh().cos(), permute_last
+    )
+    assert [n.target for n in graph.graph.nodes if n.op == "call_function"] == [
+        aten.relu.default, aten.tanh.default, aten.permute.default, aten.cos.default,
+    ]  # fmt: skip
+    assert permute_last.targets and aten.relu.default in permute_last.targets
+    assert result.rules["permute_last"].tried < 8  # only at these operators
+
+
+def test_an_operator_may_be_asked_by_a_condition() -> None:
+    pattern = lambda f, x: f(torch.sin(x))  # noqa: E731
+    named_cos = lambda target: "cos" in str(target) or "no cosine"  # noqa: E731
+    assert len(seen(pattern, lambda x: (x.sin().cos(), x.sin().exp()), f=named_cos)) == 1
+    assert len(seen(pattern, lambda x: (x.sin().cos(), x.sin() + 1))) == 2
+
+
+# -- conditions ------------------------------------------------------------------------------------
+
+
+def test_a_condition_chooses_the_operand() -> None:
+    found = seen(lambda a, b: a + b, lambda x: 1 + x.sin() * 1.0, a=conditions.tensor)
+    assert found == [{"a": "mul", "b": 1}]
+
+
+@pytest.mark.parametrize(
+    ("condition", "good", "part"),
+    [
+        (conditions.floating, True, ""),
+        (conditions.constant, False, "not a constant"),
+        (conditions.fixed, False, "neither a number nor"),
+        (conditions.number, False, "not a plain number"),
+        (conditions.used_once, True, ""),
+        (conditions.rank(3), True, ""),
+        (conditions.rank(2, 4), False, "3 dimensions, not 2 or 4"),
+        (conditions.shape(2, None, 4), True, ""),
+        (conditions.shape(2, None), False, r"its shape is \[2, 3, 4\]"),
+        (conditions.dtype(torch.float32), True, ""),
+        (conditions.dtype(torch.float16), False, "float32, not float16"),
+        (conditions.every(conditions.floating, conditions.rank(3)), True, ""),
+        (conditions.every(conditions.floating, conditions.rank(2)), False, "not 2"),
+        (conditions.some(conditions.number, conditions.rank(3)), True, ""),
+        (conditions.some(conditions.number, conditions.rank(2)), False, "number, and it has 3"),
+        (lambda value: value.shape[0] == 2, True, ""),
+        (lambda value: False, False, "which is not"),
+    ],
+)
+def test_conditions_say_why_not(condition: Any, good: bool, part: str) -> None:
+    @rule(lambda x: torch.sin(x), x=condition)
+    def note(x: Value) -> Any:
+        return "seen"
+
+    graph = fxopt.capture(Function(lambda x: x.sin()).eval(), (X,))
+    explanation = str(fxopt.explain(note, graph))
+    assert ("seen" in explanation) is good, explanation
+    if not good:
+        import re
+
+        assert re.search(part, explanation)
+
+
+def test_a_condition_may_be_a_value() -> None:
+    permuted = lambda x, d: x.permute(d)  # noqa: E731
+    both = lambda x: (x.permute(2, 0, 1), x.permute(1, 0, 2))  # noqa: E731
+    assert len(seen(permuted, both, d=[2, 0, 1])) == 1
+    softmax = lambda x, d: torch.softmax(x, d)  # noqa: E731
+    assert len(seen(softmax, lambda x: (x.softmax(0), x.softmax(1), x.softmax(2)), d={0, 2})) == 2
+
+
+def test_a_condition_that_no_symbol_has_or_that_computes_is_an_error() -> None:
+    with pytest.raises(OptionError, match="asks for 'w'"):
+        rule(lambda x: torch.sin(x), w=conditions.constant)(lambda x: x)
+
+    @rule(lambda x: torch.sin(x), x=lambda x: x + 1)
+    def computes(x: Value) -> Any:
+        return x
+
+    with pytest.raises(OptionError, match="A condition only asks"):
+        applied(lambda x: x.sin(), computes)
+
+
+def test_an_error_names_the_rule_and_the_node() -> None:
+    @rule(lambda x: torch.sin(x))
+    def broken(x: Value) -> Any:
+        return x.shape[7]
+
+    with pytest.raises(RuleError, match=r"broken \(.*test_patterns.py:\d+\) failed at sin .*Index"):
+        applied(lambda x: x.sin(), broken)
+
+    @rule(lambda x: torch.sin(x), x=lambda x: 1 / 0)
+    def asks(x: Value) -> Any:
+        return x
+
+    with pytest.raises(RuleError, match="A condition of the rule asks"):
+        applied(lambda x: x.sin(), asks)
+
+
+# -- several outputs -------------------------------------------------------------------------------
+
+
+@rule(
+    lambda x, w, v: (F.linear(x, w), F.linear(x, v)),
+    w=conditions.constant, v=conditions.constant,
+)  # fmt: skip
+def merge_linears(x: Value, w: Value, v: Value) -> Any:
+    """x·Wᵀ, x·Vᵀ = split(x·[W; V]ᵀ)"""
+    both = new_constant(lambda *parts: torch.cat(parts), w, v, name="both")
+    parts = F.linear(x, both).split_with_sizes([w.shape[0], v.shape[0]], -1)  # type: ignore
+    return parts[0], parts[1]
+
+
+def test_several_outputs_are_replaced_together() -> None:
+    graph, result = applied(
+        lambda x, w, v: F.linear(x, w).relu() @ F.linear(x, v).mT, merge_linears,
+        w=torch.randn(5, 4), v=torch.randn(5, 4),
+    )  # fmt: skip
+    assert result.rewrites == 1
+    assert op_counts(graph)["linear"] == 1
+
+
+def test_one_output_that_needs_the_other_holds_the_rule_back() -> None:
+    @rule(lambda x, y: (torch.sin(x), torch.cos(x) + y))
+    def both(x: Value, y: Value) -> Any:
+        return torch.sin(x), y + torch.cos(x)  # type: ignore[call-overload]
+
+    _, result = applied(lambda x: x.cos() + x.sin().exp(), both)
+    assert "depends on another" in result.misses[0].reason
+
+
+def test_inputs_that_come_late_are_moved() -> None:
+    @rule(lambda x, y: (torch.sin(x), torch.cos(x) + y))
+    def both(x: Value, y: Value) -> Any:
+        return torch.sin(x), torch.cos(x) - torch.neg(y)
+
+    graph, result = applied(lambda x: (x.sin().relu(), x.cos() + x.exp().log()), both)
+    assert result.rewrites == 1
+    assert op_counts(graph)["neg"] == 1
+
+
+def test_a_rule_that_holds_back_moves_nothing() -> None:
+    @rule(lambda x, y: (torch.sin(x), torch.cos(x) + y))
+    def both(x: Value, y: Value) -> Any:
+        return "no"
+
+    graph = fxopt.capture(
+        Function(lambda x: (x.sin().relu(), x.cos() + x.exp().log())).eval(), (X,)
+    )
+    before = str(graph)
+    assert not apply_rules(graph, [both]).modified
+    assert str(graph) == before
+
+
+def test_outputs_need_as_many_values() -> None:
+    @rule(lambda x: (torch.sin(x), torch.cos(x)))
+    def one(x: Value) -> Any:
+        return torch.sin(x)  # type: ignore[call-overload]
+
+    with pytest.raises(OptionError, match="must return 2 values"):
+        applied(lambda x: x.sin() + x.cos(), one)
+
+
+def test_thousands_of_users_cost_no_square() -> None:
+    def wide(x: Any) -> Any:
+        return torch.stack([torch.sin(x) * i for i in range(300)])
+
+    @rule(lambda x, a, b: (x * a, torch.cos(x) * b))
+    def never(x: Value) -> Any:
+        return None
+
+    _, result = applied(wide, never)
+    assert result.rules["never"].tried == 300
+
+
+# -- families and sets -----------------------------------------------------------------------------
+
+
+def test_a_family_is_a_set_of_rules() -> None:
+    @rule(lambda x, f: f(f(x)), family={"f": (torch.relu, torch.abs, torch.floor)})
+    def merge_repeated(x: Value, f: Any) -> Any:
+        """f(f(x)) = f(x)"""
+        return f(x)
+
+    assert isinstance(merge_repeated, RuleSet)
+    assert [one.name for one in merge_repeated] == [
+        "merge_repeated[relu]", "merge_repeated[abs]", "merge_repeated[floor]",
+    ]  # fmt: skip
+    graph, result = applied(lambda x: x.abs().abs().relu().relu().floor(), merge_repeated)
+    assert op_counts(graph) == {"abs": 1, "floor": 1, "relu": 1}
+    assert result.rules["merge_repeated[abs]"].rewritten == 1
+
+
+@rule(lambda x: torch.sin(torch.sin(x)))
+def sin_sin(x: Value) -> str:
+    return "no"
+
+
+@rule(lambda x: torch.relu(torch.relu(x)))
+def relu_relu(x: Value) -> Any:
+    """relu(relu(x)) = relu(x)"""
+    return x.relu()
+
+
+def test_sets_add_up() -> None:
+    both = RuleSet(sin_sin, name="mine") + relu_relu
+    assert [one.name for one in both] == ["sin_sin", "relu_relu"] and both.name == "mine"
+    assert len(both + both) == 2
+    assert len(sin_sin + relu_relu) == 2
+    assert [one.name for one in both.without("sin_sin")] == ["relu_relu"]
+    with pytest.raises(OptionError, match="no rule 'nothing'"):
+        both.without("nothing")
+    with pytest.raises(OptionError, match="not a rule"):
+        RuleSet(len)  # type: ignore[arg-type]
+
+    def sin_sin_again() -> Rule:
+        @rule(lambda x: torch.sin(x))
+        def sin_sin(x: Value) -> Any:
+            return x
+
+        return sin_sin
+
+    with pytest.raises(OptionError, match="Two rules are called 'sin_sin'"):
+        RuleSet(sin_sin, sin_sin_again())
+
+
+def test_a_rule_is_a_pass() -> None:
+    model = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.ReLU())
+    compiled = fxopt.compile(model, X, passes=[relu_relu, *fxopt.default_passes()])
+    assert compiled.story.steps[0].name == "relu_relu"
+    assert compiled.story.steps[0].rewrites == 1
+    compiled = fxopt.compile(model, X, passes=[sin_sin + relu_relu])
+    assert compiled.story.steps[0].rules["relu_relu"].rewritten == 1
+    assert compiled.story.steps[0].rules["relu_relu"].seconds > 0
+
+
+# -- expressions and texts -------------------------------------------------------------------------
+
+
+def test_a_pattern_may_be_an_expression() -> None:
+    x, y = symbols("x y")
+    assert seen(torch.relu(x + 1) * y, lambda x: (x + 1).relu() * 5) == [{"x": "args_0", "y": 5}]
+    with pytest.raises(OptionError, match="write names"):
+        symbols("1x")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text"),
+    [
+        (lambda q, k, s: torch.softmax((q @ k) * s, -1), "softmax(((q @ k) · s), -1)"),
+        (lambda x, w: F.linear(x, w, ...), "linear(x, w, …)"),
+        (lambda x: any_of(x.sin(), x.cos()).neg(), "neg((sin(x) | cos(x)))"),
+        (lambda p, d: torch.cat(each(lambda p: torch.relu(p)), d), "cat([relu(p), …], d)"),
+        (lambda x, r: torch.cat([x, *r], 0), "cat([x, *r], 0)"),
+        (lambda x: repeated(lambda y: y.neg(), x).sin(), "sin((neg(y))* around x)"),
+        (lambda x: x * near(1.702, 1e-3), "(x · ≈1.702)"),
+    ],
+)
+def test_patterns_have_texts(pattern: Callable[..., Any], text: str) -> None:
+    assert pattern_text(record(pattern)) == text
