@@ -92,7 +92,7 @@ def _explain(one: Rule, graph: GraphModule) -> Explanation:
         attempt = Attempt()
         found = one.match(node, attempt)
         if found is None:
-            if not nearest.node or attempt.covered > len(nearest.matched):
+            if not nearest.node or attempt.covered >= len(nearest.matched):
                 nearest = Nearest(
                     node.name, tuple(n.name for n in attempt.nodes), attempt.failure, _where(node)
                 )  # fmt: skip

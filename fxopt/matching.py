@@ -399,5 +399,6 @@ def _refusal(name: str, value: Any, condition: Any, answer: Any) -> str:
     shown = value.name if isinstance(value, fx.Node) else operator_text(value)
     if isinstance(answer, str):
         return f"'{name.split('#')[0]}' would be {shown}, and {answer}"
-    wanted = str(getattr(condition, "__name__", "as asked")).replace("_", " ")
+    wanted = getattr(condition, "__name__", "<").replace("_", " ")
+    wanted = "as asked" if "<" in wanted else wanted
     return f"'{name.split('#')[0]}' would be {shown}, which is not {wanted}"

@@ -188,9 +188,20 @@ def everything_in(pattern: Any) -> Iterator[Any]:
 
 
 def symbols_of(pattern: Any) -> dict[str, None]:
-    """Return the names of a pattern's symbols, in the order in which they stand."""
-    found = [p.name for p in everything_in(pattern) if isinstance(p, (Var, Rest))]
-    return dict.fromkeys(name for name in found if not name.startswith("<"))
+    """Return the names of a pattern's symbols, in the order in which they stand in the text."""
+    found: dict[str, None] = {}
+    _collect_symbols(pattern, found, set())
+    return found
+
+
+def _collect_symbols(pattern: Any, found: dict[str, None], seen: set[int]) -> None:
+    if id(pattern) in seen:
+        return
+    seen.add(id(pattern))
+    if isinstance(pattern, (Var, Rest)) and not pattern.name.startswith("<"):
+        found[pattern.name] = None
+    for part in parts_of(pattern):
+        _collect_symbols(part, found, seen)
 
 
 def depth_of(pattern: Any) -> int:

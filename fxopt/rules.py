@@ -22,6 +22,7 @@ A rule, and a `RuleSet`, is a pass: `fxopt.compile(model, passes=[merge_relus, .
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 import time
@@ -78,6 +79,7 @@ class Rule:
     doc: str = ""
     source: str = ""
     parameters: tuple[str, ...] = ()
+    symbols: tuple[str, ...] = ()  # of its patterns, in the order in which they are written
     conditions: Mapping[str, Condition] = field(default_factory=dict)
     fixed: Mapping[str, Any] = field(default_factory=dict)  # what it has as a member of a family
     targets: tuple[Any, ...] | None = None  # where it may have its root; None: anywhere
@@ -267,7 +269,7 @@ def rule(
 
     def decorate(build: Callable[..., Any]) -> Any:
         made = [
-            _rule(build, several, fixed, effect, conditions)
+            _rule(build, several, _in_order(patterns, several), fixed, effect, conditions)
             for several, fixed in zip(recorded, members, strict=True)
         ]
         return made[0] if family is None else RuleSet(*made, name=build.__name__)
@@ -275,12 +277,22 @@ def rule(
     return decorate
 
 
+def _in_order(patterns: tuple[Any, ...], recorded: tuple[Any, ...]) -> Iterator[str]:
+    """Yield the symbols as their functions list them, and then those of parts."""
+    known = {name for pattern in recorded for name in symbols_of(pattern)}
+    for pattern in patterns:
+        if inspect.isfunction(pattern):
+            yield from (name for name in inspect.signature(pattern).parameters if name in known)
+    for pattern in recorded:
+        yield from symbols_of(pattern)
+
+
 def _rule(
-    build: Callable[..., Any], patterns: tuple[Any, ...], fixed: dict[str, Any], effect: Effect,
-    conditions: Mapping[str, Any],
+    build: Callable[..., Any], patterns: tuple[Any, ...], order: Iterable[str],
+    fixed: dict[str, Any], effect: Effect, conditions: Mapping[str, Any],
 ) -> Rule:  # fmt: skip
     names = tuple(inspect.signature(build).parameters)
-    known = dict.fromkeys(name.split("#")[0] for p in patterns for name in symbols_of(p))
+    known = dict.fromkeys(order)
     for name in (*names, *conditions):
         if name not in known and name not in fixed and name != "match":
             raise OptionError(
@@ -298,6 +310,7 @@ def _rule(
         doc=inspect.getdoc(build) or "",
         source=f"{code.co_filename}:{code.co_firstlineno}",
         parameters=names,
+        symbols=tuple(known),
         conditions={name: condition for name, (condition, _) in asked.items()},
         fixed=fixed,
         targets=_all_targets(patterns, operators),
@@ -327,7 +340,7 @@ def _condition(
         answer = asked(values_of(found))
         return answer if isinstance(answer, str) else bool(answer)
 
-    condition.__name__ = getattr(asked, "__name__", "as asked")
+    functools.update_wrapper(condition, asked)
     return condition, None
 
 

@@ -184,7 +184,7 @@ def test_dots_in_a_list_are_any_items() -> None:
 def test_every_item_of_a_list_matches(pattern: Callable[..., Any]) -> None:
     @rule(pattern)
     def relu_last(p: list[Value], d: int) -> Any:
-        return torch.cat(p, d).relu()  # type: ignore[arg-type]
+        return torch.cat(p, d).relu()
 
     graph, _ = applied(lambda x, y: torch.cat([x.relu(), y.relu()], 1), relu_last, inputs=(X, Y))
     assert op_counts(graph) == {"cat": 1, "relu": 1}
@@ -244,7 +244,7 @@ def test_new_constants_are_computed_and_recorded() -> None:
     @rule(lambda x, w, s: F.linear(x, w) * s, w=conditions.constant, s=conditions.number)
     def scale_weight(x: Value, w: Value, s: float) -> Any:
         scaled = new_constant(lambda w: (w.double() * s).to(w.dtype), w, name="scaled")
-        return F.linear(x, scaled)  # type: ignore[arg-type]
+        return F.linear(x, scaled)
 
     graph, _ = applied(
         lambda x, w: F.linear(x, w) * 3.0, scale_weight, w=torch.randn(5, 4)
@@ -378,7 +378,7 @@ def test_an_error_names_the_rule_and_the_node() -> None:
 def merge_linears(x: Value, w: Value, v: Value) -> Any:
     """x·Wᵀ, x·Vᵀ = split(x·[W; V]ᵀ)"""
     both = new_constant(lambda *parts: torch.cat(parts), w, v, name="both")
-    parts = F.linear(x, both).split_with_sizes([w.shape[0], v.shape[0]], -1)  # type: ignore
+    parts = F.linear(x, both).split_with_sizes([w.shape[0], v.shape[0]], -1)
     return parts[0], parts[1]
 
 
@@ -394,7 +394,7 @@ def test_several_outputs_are_replaced_together() -> None:
 def test_one_output_that_needs_the_other_holds_the_rule_back() -> None:
     @rule(lambda x, y: (torch.sin(x), torch.cos(x) + y))
     def both(x: Value, y: Value) -> Any:
-        return torch.sin(x), y + torch.cos(x)  # type: ignore[call-overload]
+        return torch.sin(x), y + torch.cos(x)
 
     _, result = applied(lambda x: x.cos() + x.sin().exp(), both)
     assert "depends on another" in result.misses[0].reason
@@ -426,7 +426,7 @@ def test_a_rule_that_holds_back_moves_nothing() -> None:
 def test_outputs_need_as_many_values() -> None:
     @rule(lambda x: (torch.sin(x), torch.cos(x)))
     def one(x: Value) -> Any:
-        return torch.sin(x)  # type: ignore[call-overload]
+        return torch.sin(x)
 
     with pytest.raises(OptionError, match="must return 2 values"):
         applied(lambda x: x.sin() + x.cos(), one)
@@ -482,7 +482,7 @@ def test_sets_add_up() -> None:
     with pytest.raises(OptionError, match="no rule 'nothing'"):
         both.without("nothing")
     with pytest.raises(OptionError, match="not a rule"):
-        RuleSet(len)  # type: ignore[arg-type]
+        RuleSet(len)
 
     def sin_sin_again() -> Rule:
         @rule(lambda x: torch.sin(x))

@@ -7,5 +7,15 @@ from fxopt.testing.checks import (
     random_inputs_like,
     relative_error,
 )
+from fxopt.testing.rules import Example, RuleCheck, check_rule
 
-__all__ = ["check_pass", "noisy", "op_counts", "random_inputs_like", "relative_error"]
+__all__ = [
+    "Example",
+    "RuleCheck",
+    "check_pass",
+    "check_rule",
+    "noisy",
+    "op_counts",
+    "random_inputs_like",
+    "relative_error",
+]
