@@ -239,15 +239,13 @@ class _Search:
     # -- calls --------------------------------------------------------------------------------
 
     def _call(self, pattern: CallPattern, node: Any, state: _State) -> _States:
-        targets = root_targets(pattern)
-        if not isinstance(node, fx.Node) or node.target not in (targets or ()):
-            wanted = operator_text(pattern.target)
-            self.attempt.fail(state.nodes, lambda: f"{wanted} wanted, {_is(node)}")
-            return
-        spelled = _spell(pattern, node)
-        if spelled.target is not node.target or len(spelled.args) != len(node.args):
-            wanted = operator_text(spelled.target or pattern.target)
-            self.attempt.fail(state.nodes, lambda: f"{wanted} wanted, {_is(node)}")
+        fits = isinstance(node, fx.Node) and node.target in (root_targets(pattern) or ())
+        spelled = _spell(pattern, node) if fits else pattern
+        if not fits or spelled.target is not node.target or len(spelled.args) != len(node.args):
+            self.attempt.fail(
+                state.nodes,
+                lambda: f"{operator_text(spelled.target or pattern.target)} wanted, {_is(node)}",
+            )
             return
         state = _State(state.bound, (*state.nodes, node))
         kwargs = [(spelled.kwargs[key], node.kwargs.get(key)) for key in spelled.kwargs]

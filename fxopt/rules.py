@@ -22,6 +22,8 @@ A rule, and a `RuleSet`, is a pass: `fxopt.compile(model, passes=[merge_relus, .
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import inspect
 import itertools
@@ -396,6 +398,23 @@ def _gather_inputs(match: Match, rewriter: Rewriter) -> fx.Node | str:
     return first
 
 
+# -- leaving rules out -----------------------------------------------------------------------------
+
+_disabled: contextvars.ContextVar[frozenset[str]] = contextvars.ContextVar(
+    "disabled", default=frozenset()
+)
+
+
+@contextlib.contextmanager
+def disabled(*names: str) -> Iterator[None]:
+    """Leave the rules of these names out of whatever passes run inside: to see what they do."""
+    token = _disabled.set(_disabled.get() | set(names))
+    try:
+        yield
+    finally:
+        _disabled.reset(token)
+
+
 # -- the driver ------------------------------------------------------------------------------------
 
 
@@ -519,7 +538,7 @@ def _downstream(
 
 def apply_rules(graph: GraphModule, rules: Iterable[Rule]) -> PassResult:
     """Apply rules until none fires any more; the `run` of a pass that is made of rules."""
-    several = RuleSet(rules)
+    several = [one for one in RuleSet(rules) if one.name not in _disabled.get()]
     driver = _Driver(Rewriter(graph), several)
     driver.run()
     driver.rewriter.rule_counts = {

@@ -3,9 +3,10 @@
     python tools/bench.py scale               time per node on synthetic graphs of 1k to 100k nodes
     python tools/bench.py compile MODEL …     compile(backend="onnx") beside torch.onnx.export
     python tools/bench.py latency MODEL …     backends beside eager, interleaved rounds
+    python tools/bench.py rules MODEL …       each rule: latency without it and with it
 
-Models are named as in torchvision.models. Times on a shared machine move by a third: compare the
-ratios, which come from interleaved rounds of one run.
+Models are named as in torchvision.models or timm, or `bert`: two layers of it. Times on a shared
+machine move by a third: compare the ratios, which come from interleaved rounds of one run.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from rule_latency import measure_rules
+from subjects import subject
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -35,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", choices=("scale", "compile", "latency"))
+    parser.add_argument("what", choices=("scale", "compile", "latency", "rules"))
     parser.add_argument("models", nargs="*", default=["resnet18", "mobilenet_v2"])
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--rounds", type=int, default=15)
@@ -49,6 +52,8 @@ def main() -> None:
     elif options.what == "compile":
         for name in options.models:
             compile_beside_torch(name)
+    elif options.what == "rules":
+        measure_rules(options.models, options.backends, options.rounds, options.threads)
     else:
         for name in options.models:
             latency(name, options.backends, options.rounds, options.threads)
@@ -173,18 +178,9 @@ def dag(size: int) -> GraphModule:
 # -- compiling and running ---------------------------------------------------------------------
 
 
-def _model(name: str) -> tuple[torch.nn.Module, torch.Tensor]:
-    from fxopt.vision import import_torchvision
-
-    torch.manual_seed(0)
-    model = import_torchvision().models.get_model(name, weights=None).eval()
-    side = 299 if name == "inception_v3" else 224
-    return model, torch.randn(1, 3, side, side)
-
-
 def compile_beside_torch(name: str) -> None:
     """Print the seconds of both compilers, capture included, after one warm-up of each."""
-    model, x = _model(name)
+    model, x = subject(name)
     times: dict[str, list[float]] = {"fxopt": [], "torch.onnx": []}
     for attempt in range(3):
         started = time.perf_counter()
@@ -201,7 +197,7 @@ def compile_beside_torch(name: str) -> None:
 
 def latency(name: str, backends: list[str], rounds: int, threads: int) -> None:
     """Print medians and quartile spreads of interleaved rounds, beside eager."""
-    model, x = _model(name)
+    model, x = subject(name)
     runners: dict[str, Callable[[], Any]] = {"plain eager": lambda: model(x)}
     for backend in backends:
         options = {"threads": threads} if backend == "onnx" else {}
