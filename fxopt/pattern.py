@@ -412,9 +412,9 @@ def _recorder(function: Any) -> Callable[..., Any]:
 def record(function: Any, fixed: Mapping[str, Any] | None = None) -> Any:
     """Run a pattern function on symbols and return what it computes.
 
-    `fixed` gives values to parameters that are no symbols. An expression over `symbols` is a
-    pattern already. Raises OptionError where a function does something else than calling operators,
-    or returns no call.
+    `fixed` gives values to parameters that are no symbols; so does a default: `lambda x, f=f:`. An
+    expression over `symbols` is a pattern already. Raises OptionError where a function does
+    something else than calling operators, or returns no call.
     """
     where = "expression" if isinstance(function, (Symbol, tuple)) else _where(function)
     try:
@@ -446,8 +446,12 @@ def _run(function: Any, fixed: Mapping[str, Any]) -> Any:
         tuple(map(_recording_cell, function.__closure__ or ())),
     )
     twin.__kwdefaults__ = function.__kwdefaults__
-    names = inspect.signature(function).parameters
-    return twin(*(fixed[name] if name in fixed else Symbol(Var(name)) for name in names))
+    values = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        default = parameter.default
+        own = fixed.get(name, Symbol(Var(name)) if default is parameter.empty else default)
+        values.append(_recording(own))
+    return twin(*values)
 
 
 def _outputs(pattern: Any) -> Any:

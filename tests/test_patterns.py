@@ -505,6 +505,12 @@ def test_a_rule_is_a_pass() -> None:
     assert compiled.story.steps[0].rules["relu_relu"].seconds > 0
 
 
+def test_a_parameter_with_a_default_is_no_symbol() -> None:
+    for function in (torch.relu, torch.abs):
+        found = seen(lambda x, f=function: f(f(x)), lambda x: (x.relu().relu(), x.abs().abs()))
+        assert found == [{"x": "args_0"}]
+
+
 # -- expressions and texts -------------------------------------------------------------------------
 
 
