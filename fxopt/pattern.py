@@ -507,6 +507,23 @@ def _check_spelling(pattern: Any) -> None:
 
 # -- where a pattern can begin ---------------------------------------------------------------------
 
+
+def needs_of(pattern: Any) -> frozenset[frozenset[Any]]:
+    """Return the operators without which a pattern cannot match: of each set, one has to be there.
+
+    Of alternatives, what all need.
+    """
+    if isinstance(pattern, AnyOf):
+        choices = [needs_of(one) for one in pattern.choices]
+        return choices[0].intersection(*choices[1:])
+    if isinstance(pattern, Repeated):
+        return needs_of(pattern.start)
+    inside = frozenset[frozenset[Any]]().union(*map(needs_of, parts_of(pattern)))
+    if isinstance(pattern, CallPattern):
+        return inside | {frozenset(_spelled_targets(pattern))}
+    return inside
+
+
 # what a spelling raises that needs numbers where a pattern has symbols
 NOT_KNOWN = (ShapeNeeded, TypeError, ValueError, IndexError, AttributeError)
 

@@ -29,7 +29,7 @@ import inspect
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, overload
 
@@ -52,6 +52,7 @@ from fxopt.pattern import (
     Outputs,
     depth_of,
     everything_in,
+    needs_of,
     operator_text,
     record,
     root_targets,
@@ -95,6 +96,13 @@ class Rule:
     def depth(self) -> int:
         """How many operators deep its patterns are."""
         return max(map(depth_of, self.patterns))
+
+    def can_match(self, present: Collection[Any]) -> bool:
+        """Whether a graph with these operators has all that one of the patterns needs."""
+        return any(
+            all(any(target in present for target in choices) for choices in needs)
+            for needs in map(needs_of, self.patterns)
+        )
 
     def match(self, node: fx.Node, attempt: Attempt | None = None) -> Match | None:
         """Return the match of one of the patterns with its root at `node`, or None."""
@@ -435,33 +443,46 @@ class _Driver:
     tallies: dict[str, _Tally] = field(default_factory=lambda: defaultdict(_Tally))
     misses: dict[tuple[fx.Node, str], str] = field(default_factory=dict)
     changed: dict[fx.Node, None] = field(default_factory=dict)  # where to look again
+    present: set[Any] = field(default_factory=set)  # operators that stand in the graph, or did
+    index: dict[Any, list[Rule]] = field(default_factory=dict)  # by what may be at the root
 
     def run(self) -> None:
-        index: dict[Any, list[Rule]] = defaultdict(list)
-        for one in self.rules:
-            for target in one.targets or ():
-                index[target].append(one)
-        anywhere = [one for one in self.rules if one.targets is None]
+        nodes = self.rewriter.graph.graph.nodes
+        self.present.update(n.target for n in nodes if n.op == "call_function")
+        self._make_index()
         inside = _inside(self.rules)
         depth = max((one.depth for one in self.rules), default=1)
-
-        def rules_at(node: fx.Node) -> list[Rule]:
-            known = index.get(node.target, [])
-            return [*known, *anywhere] if anywhere and node.op == "call_function" else known
-
-        pending = [n for n in self.rewriter.graph.graph.nodes if rules_at(n)]
-        limit = 500 + 50 * len(pending)
+        pending = [n for n in nodes if self._rules_at(n)]
+        limit = 500 + 50 * len(nodes)
         while pending:
             for node in pending:
                 if not node._erased and not self.rewriter.out_of_fuel:
-                    any(self._try(one, node) for one in rules_at(node))
+                    any(self._try(one, node) for one in self._rules_at(node))
             if self.rewriter.rewrites > limit:
                 raise FxoptError(self._endless())
-            pending = sorted(n for n in _downstream(self.changed, depth, inside) if rules_at(n))
+            new = {n.target for n in self.changed if not n._erased} - self.present
+            if new:
+                self.present |= new
+                self._make_index()
+            found = _downstream(self.changed, depth, inside)
+            pending = sorted(n for n in found if self._rules_at(n))
             self.changed.clear()
         for (node, name), reason in self.misses.items():
             if not node._erased:
                 self.rewriter.miss(node, f"{name}: {reason}")
+
+    def _make_index(self) -> None:
+        """List the rules that can match by the operators at their root; None: at any."""
+        self.index = defaultdict(list)
+        for one in self.rules:
+            if one.can_match(self.present):
+                for target in (None,) if one.targets is None else one.targets:
+                    self.index[target].append(one)
+
+    def _rules_at(self, node: fx.Node) -> list[Rule]:
+        known = self.index.get(node.target, [])
+        anywhere = self.index.get(None) if node.op == "call_function" else None
+        return [*known, *anywhere] if anywhere else known
 
     def _try(self, one: Rule, node: fx.Node) -> bool:
         """Try a rule at a node; return whether it replaced it."""

@@ -7,12 +7,11 @@ Before                                   After
     d = reshape(flatten(c, 2), [n, -1])
 
 Views of views, casts of casts, bounds of bounds and pads of pads become one call; zero padding
-becomes a convolution's own; chains of scalars are computed once; x · σ(x) is silu, 1 / √x is rsqrt.
-Each rule states its equation. Rules hold for nan, infinities and −0.0, and gradients are the same;
-only relu(clamp(x, max=b)) passes its gradient at x = b, and hardtanh(x, 0, b) does not.
+becomes a convolution's own; chains of scalars are computed once; 1 / √x is rsqrt. Each rule states
+its equation. Rules hold for nan, infinities and −0.0, and gradients are the same; only
+relu(clamp(x, max=b)) passes its gradient at x = b, and hardtanh(x, 0, b) does not.
 
-Scalar chains round once where they rounded twice. hardswish overflows a factor of 6 earlier than
-x · hardsigmoid(x).
+Scalar chains round once where they rounded twice.
 
 Left alone: a value inside the chain that others use, where the chain would then be computed twice
 or nothing be saved; bounds that cross; casts through a narrower type; sums of scalars with
@@ -341,6 +340,12 @@ def _vanishes(dtype: torch.dtype, *factors: float) -> str | None:
     return f"{wrong[0]} is out of the normal range of {dtype}" if wrong else None
 
 
+@rule(lambda x: torch.reciprocal(torch.sqrt(x)), lambda x: torch.sqrt(x) ** -1)
+def fuse_rsqrt(x: Value, match: Match) -> Any:
+    """1 / √x = rsqrt(x)"""
+    return match.shared or (x.rsqrt() if x.is_floating else None)
+
+
 # -- padding ---------------------------------------------------------------------------------------
 
 
@@ -374,42 +379,6 @@ def fold_pad_into_conv(
     return conv(x, w, b, s, [i + j for i, j in zip(q, extra, strict=True)], d, g)
 
 
-# -- activations -----------------------------------------------------------------------------------
-
-
-@rule(lambda x: x * torch.sigmoid(x))
-def fuse_silu(x: Value, match: Match) -> Any:
-    """x · σ(x) = silu(x)"""
-    if not x.is_floating:
-        return f"silu does not take {x.dtype}"
-    return match.shared or aten.silu(x)
-
-
-@rule(
-    lambda x: F.relu6(x + 3) / 6,
-    lambda x: F.relu6(x + 3) * (1 / 6),
-)
-def fuse_hardsigmoid(x: Value, match: Match) -> Any:
-    """relu6(x + 3) / 6 = hardsigmoid(x)"""
-    return match.shared or (aten.hardsigmoid(x) if x.is_floating else None)
-
-
-@rule(
-    lambda x: x * F.hardsigmoid(x),
-    lambda x: x * F.relu6(x + 3) / 6,
-    lambda x: x * F.relu6(x + 3) * (1 / 6),
-)
-def fuse_hardswish(x: Value, match: Match) -> Any:
-    """x · hardsigmoid(x) = hardswish(x)"""
-    return match.shared or (aten.hardswish(x) if x.is_floating else None)
-
-
-@rule(lambda x: torch.reciprocal(torch.sqrt(x)), lambda x: torch.sqrt(x) ** -1)
-def fuse_rsqrt(x: Value, match: Match) -> Any:
-    """1 / √x = rsqrt(x)"""
-    return match.shared or (x.rsqrt() if x.is_floating else None)
-
-
 RULES = (
     merge_reshapes,
     drop_kept_dims,
@@ -426,12 +395,9 @@ RULES = (
     merge_neg_into_sum,
     merge_scalar_sums,
     merge_scalar_products,
+    fuse_rsqrt,
     merge_pads,
     fold_pad_into_conv,
-    fuse_silu,
-    fuse_hardsigmoid,
-    fuse_hardswish,
-    fuse_rsqrt,
 )
 
 

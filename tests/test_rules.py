@@ -571,6 +571,22 @@ def test_new_nodes_cost_no_more() -> None:
     assert tried[1_000] < 10.5 * tried[100]
 
 
+def test_rules_are_not_tried_where_an_operator_they_need_is_missing() -> None:
+    @rule(lambda x: x.neg().sin())
+    def neg_first(x: Value) -> Any:
+        return x.sin().neg()
+
+    @rule(lambda x: x.exp().log())
+    def makes_neg(x: Value) -> Any:  # not the same function: only the order of events is asked
+        return x.neg()
+
+    graph = graph_of(lambda x: x.sin().sin().cos())
+    assert apply_rules(graph, [neg_first]).rules["neg_first"].tried == 0
+    graph = graph_of(lambda x: x.exp().log().sin())
+    result = apply_rules(graph, [neg_first, makes_neg])
+    assert result.rules["neg_first"].rewritten == 1
+
+
 def test_rules_are_only_tried_at_their_root() -> None:
     graph = graph_of(lambda x: x.sin().cos().relu().relu() * 3)
     result = apply_rules(graph, [merge_relus, never])

@@ -72,11 +72,15 @@ def _rrelu(e: Emitter, x: Any, lower: float, upper: float, training: bool, *rest
 
 @emits("prelu")
 def _prelu(e: Emitter, x: Any, weight: Any) -> Value:
-    rank, slope = len(e.out_shape), e.value(weight)
-    if weight.meta["val"].numel() == 1:
-        slope = e.op("Reshape", slope, [1] * max(rank, 1))
-    elif rank > 2:
-        slope = e.op("Reshape", slope, [-1] + [1] * (rank - 2))
+    rank, one = len(e.out_shape), weight.meta["val"].numel() == 1
+    shape = [1] * max(rank, 1) if one else [-1] + [1] * (rank - 2)
+    if list(weight.meta["val"].shape) == shape:
+        slope = e.value(weight)
+    elif e.tensor(weight) is not None:
+        name = "x".join(map(str, shape))
+        slope = e.weight(weight, f"slope_{name}", lambda t: t.reshape(shape))
+    else:
+        slope = e.op("Reshape", weight, shape)
     if e.out_dtype == torch.float64:
         below = e.op("Less", x, e.number(0.0, torch.float64))
         return e.op("Where", below, e.op("Mul", x, slope), x)

@@ -89,9 +89,14 @@ def _group_norm(
 ) -> Value:
     # ONNX Runtime expands its own GroupNormalization into slower pieces than these
     source, dtype = shape_of(x), e.out_dtype
+    if source[1] == groups and len(source) > 2:
+        return _instance_norm_of(e, x, weight, bias, eps, over_batch=False)
     split = e.op("Reshape", x, [0, groups, -1])
-    one, zero = (e.constant(torch.full([groups], v, dtype=dtype)) for v in (1.0, 0.0))
-    normed = e.op("InstanceNormalization", split, one, zero, epsilon=float(eps))
+    if dtype == torch.float64:
+        normed = _standardised(e, split, [2], eps)
+    else:
+        one, zero = (e.constant(torch.full([groups], v, dtype=dtype)) for v in (1.0, 0.0))
+        normed = e.op("InstanceNormalization", split, one, zero, epsilon=float(eps))
     value = reshape(e, normed, source, source[:1])
     return _affine(e, value, weight, bias, len(source))
 
@@ -147,25 +152,36 @@ def _instance_norm_of(
         offset = _vector(e, bias, source[1], 0.0, dtype)
         return e.op("InstanceNormalization", x, scale, offset, epsilon=float(eps))
     axes = [0, *range(2, rank)] if over_batch else list(range(2, rank))
+    return _affine(e, _standardised(e, x, axes, eps), weight, bias, rank)
+
+
+def _standardised(e: Emitter, x: Any, axes: list[int], eps: float) -> Value:
+    """(x − mean(x)) / √(mean((x − mean(x))²) + ε), in pieces that take any dtype"""
     centred = e.op("Sub", x, e.op("ReduceMean", x, axes, keepdims=1))
     variance = e.op("ReduceMean", e.op("Mul", centred, centred), axes, keepdims=1)
-    deviation = e.op("Sqrt", e.op("Add", variance, e.number(eps, dtype)))
-    return _affine(e, e.op("Div", centred, deviation), weight, bias, rank)
+    deviation = e.op("Sqrt", e.op("Add", variance, e.number(eps, e.out_dtype)))
+    return e.op("Div", centred, deviation)
 
 
 @emits("rms_norm")
 def _rms_norm(e: Emitter, x: Any, shape: list[int], weight: Any, eps: float | None) -> Value:
-    dtype = e.out_dtype
+    dtype, axis = e.out_dtype, -len(shape)
     if eps is None:
         eps = torch.finfo(e.node.meta["val"].dtype).eps
-    if e.opset >= 23 and weight is not None:
-        scale = e.operand(weight, dtype)
-        return e.op("RMSNormalization", x, scale, axis=-len(shape), epsilon=float(eps))
-    axes = list(range(-len(shape), 0))
-    mean = e.op("ReduceMean", e.op("Mul", x, x), axes, keepdims=1)
-    root = e.op("Sqrt", e.op("Add", mean, e.number(eps, dtype)))
-    value = e.op("Div", x, root)
-    return value if weight is None else e.op("Mul", value, e.operand(weight, dtype))
+    whole = e.opset >= 23
+    wide = torch.float32 if dtype == torch.float16 and not whole else dtype  # squares overflow
+    sizes = [plain(size) for size in shape_of(x)[axis:]]
+    scale = None if weight is None else e.operand(weight, wide)
+    if scale is None and all(isinstance(size, int) for size in sizes):
+        scale = e.constant(torch.ones(sizes, dtype=wide))
+    if whole and scale is not None:
+        return e.op("RMSNormalization", x, scale, axis=axis, epsilon=float(eps))
+    # the pieces that ONNX Runtime makes one kernel of: with Pow, not Mul, and with a scale
+    value = e.operand(x, wide)
+    square = e.op("Pow", value, e.number(2.0, wide))
+    mean = e.op("ReduceMean", square, list(range(axis, 0)), keepdims=1)
+    value = e.op("Div", value, e.op("Sqrt", e.op("Add", mean, e.number(eps, wide))))
+    return e.cast(value if scale is None else e.op("Mul", value, scale), wide, dtype)
 
 
 @emits("local_response_norm")

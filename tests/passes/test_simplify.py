@@ -138,18 +138,9 @@ FIRES: list[tuple[str, Callable[[Any], Any], torch.Tensor, dict[str, int]]] = [
         IMAGE,
         {"conv2d": 1},
     ),
-    ("fuse_silu", lambda x: x.sigmoid() * x, X, {"silu": 1}),
-    ("fuse_hardsigmoid", lambda x: F.relu6(x + 3) / 6, X, {"hardsigmoid": 1}),
-    ("fuse_hardsigmoid", lambda x: F.relu6(3 + x) * (1 / 6), X, {"hardsigmoid": 1}),
-    ("fuse_hardswish", lambda x: x * F.relu6(x + 3) / 6, X, {"hardswish": 1}),
-    ("fuse_hardswish", lambda x: x * F.relu6(x + 3) * (1 / 6), X, {"hardswish": 1}),
-    ("fuse_hardswish", lambda x: (F.relu6(x + 3) / 6) * x, X, {"hardswish": 1}),
-    ("fuse_hardswish", lambda x: F.hardsigmoid(x) * x, X, {"hardswish": 1}),
     ("fuse_rsqrt", lambda x: (x * x + 1).sqrt().reciprocal(), X, {"mul": 1, "add": 1, "rsqrt": 1}),
     ("fuse_rsqrt", lambda x: (x * x + 1).sqrt() ** -1, X, {"mul": 1, "add": 1, "rsqrt": 1}),
 ]
-# PyTorch computes the gradient of hardsigmoid with 1/6 in float32, in every dtype.
-TOLERANCE = {"fuse_hardsigmoid": 1e-7, "fuse_hardswish": 1e-7}
 
 
 @pytest.mark.parametrize(("rule", "function", "x", "after"), FIRES)
@@ -157,10 +148,7 @@ def test_rules_fire(
     rule: str, function: Callable[[Any], Any], x: torch.Tensor, after: dict[str, int]
 ) -> None:
     double = rule != "merge_casts"
-    graph, result = check_pass(
-        Simplify(), Function(function), x, misses=[], double=double,
-        tolerance=TOLERANCE.get(rule, 1e-10),
-    )  # fmt: skip
+    graph, result = check_pass(Simplify(), Function(function), x, misses=[], double=double)
     assert result.rules[rule].rewritten > 0
     assert op_counts(graph) == {op: count for op, count in after.items() if count}, graph_text(
         graph
@@ -258,12 +246,6 @@ STAYS: list[tuple[Callable[[Any], Any], list[str]]] = [
     (lambda x: F.pad(F.pad(x, (1, 2)), (1, 1), value=1.0), []),
     (lambda x: F.pad(F.pad(x, (1, 2), mode="reflect"), (1, 1)), []),
     (lambda x: ((y := F.pad(x, (1, 2))) + 1, F.pad(y, (1, 1))), ["pad is used elsewhere too"]),
-    (lambda x: ((y := x.sigmoid()) * x, y + 1), ["sigmoid is used elsewhere too"]),
-    (lambda x: x.sigmoid() * x.cos(), []),
-    (lambda x: ((y := F.relu6(x + 3)) / 6, y + 1), ["hardtanh is used elsewhere too"]),
-    (lambda x: F.relu6(x + 2) / 6, []),
-    (lambda x: F.relu6(x + 3) / 5, []),
-    (lambda x: ((y := F.hardsigmoid(x)) * x, y + 1), ["hardsigmoid is used elsewhere too"]),
     (lambda x: ((y := x.abs().sqrt()).reciprocal(), y + 1), ["sqrt is used elsewhere too"]),
     (lambda x: x.abs().sqrt() ** -2, []),
 ]
@@ -351,9 +333,6 @@ ROUNDED: list[Callable[[Any], Any]] = [
     lambda x: x.sqrt() ** -1,
     lambda x: x / 3 / 7,
     lambda x: x * -1 * 3,
-    lambda x: x * x.sigmoid(),
-    lambda x: F.relu6(x + 3) / 6,
-    lambda x: (y := x.sin()) * F.hardsigmoid(y),
 ]
 
 
@@ -413,12 +392,8 @@ def test_scalars_and_empty_tensors(shape: tuple[int, ...]) -> None:
         (torch.int64, lambda x: ~~x + 1, ""),
         (torch.uint8, lambda x: x.long() + (-x), "wraps around in torch.uint8"),
         (torch.int64, lambda x: x + (-(x * x)), ""),
-        (torch.int64, lambda x: x * x.sigmoid(), "silu does not take torch.int64"),
-        (torch.complex64, lambda x: x * x.sigmoid(), "silu does not take torch.complex64"),
         (torch.complex64, lambda x: x.sqrt().reciprocal(), None),
         (torch.int64, lambda x: x.sqrt().reciprocal(), None),
-        (torch.int64, lambda x: F.relu6(x + 3) / 6, None),
-        (torch.int64, lambda x: x * F.relu6(x + 3) / 6, None),
         (torch.uint8, lambda x: x.short().int(), ""),
         (torch.uint8, lambda x: x.half().float(), ""),
         (torch.int64, lambda x: x.float().double(), "torch.float32 does not hold every value"),
@@ -453,7 +428,6 @@ def test_dtypes(dtype: torch.dtype, function: Callable[[Any], Any], reason: str 
         lambda x: F.hardtanh(F.hardtanh(x, -3, 6), 0, 7), lambda x: x.clamp(-3, 6).clamp(0, 7),
         lambda x: x.clamp(min=-3).relu(), lambda x: x.relu().clamp(min=3), lambda x: x.abs().relu(),
         lambda x: F.hardsigmoid(x).relu(), lambda x: x.square().abs(), lambda x: (-x).abs(),
-        lambda x: x * F.relu6(x + 3) / 6, lambda x: x * F.hardsigmoid(x),
         lambda x: x.floor().ceil() * x,
         lambda x: F.hardtanh(x, 0, 6).clamp(-3, 7), lambda x: F.hardtanh(x.clamp(-3, 7), 0, 6),
     ],
@@ -540,12 +514,11 @@ def test_a_block_of_mobilenet_v3() -> None:
             self.scale = torch.nn.Parameter(torch.ones(8, 1, 1))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            y = self.conv(F.pad(x, (1, 1, 1, 1)))
-            y = y * (F.relu6(y + 3) / 6)
-            gate = F.relu6(self.squeeze(y.mean((2, 3), keepdim=True)) + 3) / 6
+            y = F.hardswish(self.conv(F.pad(x, (1, 1, 1, 1))))
+            gate = F.hardsigmoid(self.squeeze(y.mean((2, 3), keepdim=True)))
             return (y * gate * self.scale).mean((2, 3), keepdim=True).flatten(1) * 2 / 4
 
     check_pass(
         Simplify(), Block(), IMAGE, misses=[], tolerance=1e-7,
-        after={"pad": 0, "hardswish": 1, "hardsigmoid": 1, "flatten": 0, "div": 0, "mul": 3},
+        after={"pad": 0, "flatten": 0, "div": 0, "mul": 3},
     )  # fmt: skip
