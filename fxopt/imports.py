@@ -56,15 +56,36 @@ def place_of(named: Any) -> str | None:
     None for one that no other process can reach: in a notebook, in a script, in a function.
     """
     name = getattr(named, "__qualname__", "<unnamed>")
-    if named.__module__ == "__main__" or "<" in name:
-        return None
     module = sys.modules.get(named.__module__)
-    if getattr(module, "__file__", None) is None:
+    return None if "<" in name or module is None else _place_in(module, name)
+
+
+def place_of_variable(value: Any, near: Iterable[str]) -> str | None:
+    """Return the place of a variable of a module that holds this very object.
+
+    It is looked for in the modules that are named, in files that were loaded, and in the packages
+    of those modules. None where no other process can reach any.
+    """
+    names = list(dict.fromkeys(filter(None, near)))
+    packages = {name.split(".")[0] for name in names}
+    names += [name for name in list(sys.modules) if name.split(".")[0] in packages]
+    modules = [sys.modules.get(name) for name in names] + [one.module for one in _loaded.values()]
+    for module in filter(None, modules):
+        for name, held in list(vars(module).items()):
+            place = _place_in(module, name) if held is value else None
+            if place is not None:
+                return place
+    return None
+
+
+def _place_in(module: ModuleType, name: str) -> str | None:
+    """Return the place of a name in a module; None for one that has no file, or is a script."""
+    if module.__name__ == "__main__" or getattr(module, "__file__", None) is None:
         return None
     for path, loaded in _loaded.items():
         if loaded.module is module:
             return f"{path}:{name}"
-    return f"{named.__module__}:{name}"
+    return f"{module.__name__}:{name}"
 
 
 def guarded(what: str, action: Callable[[], T], through: type[Exception] = FxoptError) -> T:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fxopt.registry import spec_of
+from fxopt.registry import is_reachable, spec_of
+from fxopt.stats import Stats
 from fxopt.story import Step, Story
 
 if TYPE_CHECKING:
@@ -27,14 +28,21 @@ class Recipe:
         defaults = {"verify": "final", "on_error": "raise"}
         kept = {k: v for k, v in settings.items() if v is not None and defaults.get(k) != v}
         plain = {k: v for k, v in kept.items() if _is_plain(v)}
-        missing = {"to_add": sorted(set(kept) - set(plain))} if len(plain) < len(kept) else {}
-        return cls({"passes": [spec_of(one) for one in passes], **plain, **missing})
+        lacking = {
+            "to_add": sorted(set(kept) - set(plain)),
+            "to_define": [spec_of(one) for one in passes if not is_reachable(one)],
+        }
+        lacking = {key: names for key, names in lacking.items() if names}
+        return cls({"passes": [spec_of(one) for one in passes], **plain, **lacking})
 
     def toml(self) -> str:
         """Return the recipe as a TOML file; what a file cannot hold is named in a comment."""
-        lines = [f"{k} = {_toml(v)}\n" for k, v in self.settings.items() if k != "to_add"]
+        told = {k: v for k, v in self.settings.items() if k not in ("to_add", "to_define")}
+        lines = [f"{k} = {_toml(v)}\n" for k, v in told.items()]
         for name in self.settings.get("to_add", ()):
             lines.append(f"# {name}= was an object that a file cannot hold: pass it again\n")
+        for name in self.settings.get("to_define", ()):
+            lines.append(f"# {name} stands where no other process finds it: put it into a file\n")
         return "".join(lines)
 
 
@@ -74,6 +82,11 @@ class Report:
         if self.compiled is not None:
             settings = {"backend": spec_of(self.compiled.backend), **settings}
         return Recipe(settings)
+
+    @property
+    def stats(self) -> Stats:
+        """How often each pass and rule was tried, matched and rewrote, in what time."""
+        return Stats(self.story.steps)
 
     def to_json(self) -> dict[str, Any]:
         """Return everything the report says as plain data."""

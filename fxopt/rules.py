@@ -42,7 +42,6 @@ from fxopt.contract import Effect, PassResult, Precondition, RuleCount
 from fxopt.effects import effect
 from fxopt.errors import FxoptError, OptionError, RuleError
 from fxopt.graph_module import GraphModule
-from fxopt.imports import place_of
 from fxopt.matching import Attempt, find
 from fxopt.memory import memory_obstacle, same_call, type_obstacle
 from fxopt.pattern import (
@@ -92,16 +91,29 @@ class Rule:
     def __repr__(self) -> str:
         return f"<rule {self.name} ({self.source})>"
 
-    @property
+    @functools.cached_property
     def depth(self) -> int:
         """How many operators deep its patterns are."""
         return max(map(depth_of, self.patterns))
+
+    @functools.cached_property
+    def inside(self) -> frozenset[Any] | None:
+        """The operators that may stand in a match; None: any."""
+        parts = [part for pattern in self.patterns for part in everything_in(pattern)]
+        if any(isinstance(part, AnyCall) for part in parts):
+            return None
+        calls = (part for part in parts if isinstance(part, CallPattern))
+        return frozenset(target for call in calls for target in root_targets(call) or ())
+
+    @functools.cached_property
+    def _needs(self) -> list[frozenset[frozenset[Any]]]:
+        return list(map(needs_of, self.patterns))
 
     def can_match(self, present: Collection[Any]) -> bool:
         """Whether a graph with these operators has all that one of the patterns needs."""
         return any(
             all(any(target in present for target in choices) for choices in needs)
-            for needs in map(needs_of, self.patterns)
+            for needs in self._needs
         )
 
     def match(self, node: fx.Node, attempt: Attempt | None = None) -> Match | None:
@@ -172,11 +184,6 @@ class Rule:
 
     # -- as a pass, and as a part of a set ------------------------------------------------------
 
-    @property
-    def place(self) -> str:
-        """Where another process finds it, `mine.py:merge_relus`; its name where none can."""
-        return place_of(self.build) or self.name
-
     def run(self, graph: GraphModule) -> PassResult:
         """Apply the rule until it does not fire any more."""
         return apply_rules(graph, (self,))
@@ -213,11 +220,6 @@ class RuleSet(Sequence[Rule]):
                 )
         lossy = any(one.effect is Effect.LOSSY for one in self._rules)
         self.effect = Effect.LOSSY if lossy else Effect.EXACT
-
-    @property
-    def place(self) -> str:
-        """Its name: a set does not know which variable holds it."""
-        return self.name
 
     def run(self, graph: GraphModule) -> PassResult:
         """Apply the rules until none fires any more."""
@@ -529,15 +531,12 @@ class _Driver:
 
 
 def _inside(rules: Iterable[Rule]) -> set[Any] | None:
-    """Return the operators that may stand inside a match; None: any."""
+    """Return the operators that may stand inside a match of some rule; None: any."""
     found: set[Any] = set()
     for one in rules:
-        for pattern in one.patterns:
-            for part in everything_in(pattern):
-                if isinstance(part, AnyCall):
-                    return None
-                if isinstance(part, CallPattern):
-                    found.update(root_targets(part) or ())
+        if one.inside is None:
+            return None
+        found |= one.inside
     return found
 
 

@@ -1,15 +1,15 @@
 """Simplify small chains of calls by exact algebra.
 
 Before                                   After
-    a = pad(x, [1, 1, 1, 1])                 c = hardtanh(conv2d(x, w, b, padding=1), 0, 6)
+    a = x * 2 * 3                            c = hardtanh(conv2d(x * 6, w, b), 0, 6)
     b = relu(conv2d(a, w, b))                d = flatten(c, 1)
     c = clamp(b, max=6)
     d = reshape(flatten(c, 2), [n, -1])
 
-Views of views, casts of casts, bounds of bounds and pads of pads become one call; zero padding
-becomes a convolution's own; chains of scalars are computed once; 1 / √x is rsqrt. Each rule states
-its equation. Rules hold for nan, infinities and −0.0, and gradients are the same; only
-relu(clamp(x, max=b)) passes its gradient at x = b, and hardtanh(x, 0, b) does not.
+Views of views, casts of casts, bounds of bounds and pads of pads become one call; chains of scalars
+are computed once; 1 / √x is rsqrt. Each rule states its equation. Rules hold for nan, infinities and
+−0.0, and gradients are the same; only relu(clamp(x, max=b)) passes its gradient at x = b, and
+hardtanh(x, 0, b) does not.
 
 Scalar chains round once where they rounded twice.
 
@@ -17,7 +17,7 @@ Left alone: a value inside the chain that others use, where the chain would then
 or nothing be saved; bounds that cross; casts through a narrower type; sums of scalars with
 different signs, because (x + 2²³) − 2²³ is how one rounds; scalar products that leave the range of
 the dtype; integer division; a single view (flatten stays flatten); views to a shape with several
-symbolic sizes; pads that differ between the sides.
+symbolic sizes.
 """
 
 from __future__ import annotations
@@ -358,27 +358,6 @@ def merge_pads(x: Value, p: list[int], q: list[int], v: float, match: Match) -> 
     return match.shared or aten.pad(x, total, "constant", v)
 
 
-@rule(
-    lambda x, p, w, b, s, q, d, g: F.conv1d(F.pad(x, p, "constant", 0.0), w, b, s, q, d, g),
-    lambda x, p, w, b, s, q, d, g: F.conv2d(F.pad(x, p, "constant", 0.0), w, b, s, q, d, g),
-    lambda x, p, w, b, s, q, d, g: F.conv3d(F.pad(x, p, "constant", 0.0), w, b, s, q, d, g),
-)
-def fold_pad_into_conv(
-    x: Value, p: Any, w: Any, b: Any, s: Any, q: list[int], d: Any, g: int, match: Match
-) -> Any:
-    """conv(pad(x, p), padding=q) = conv(x, padding=p + q) where p is the same on both sides"""
-    if not all(isinstance(pad, int) and pad >= 0 for pad in p):
-        return "a pad is negative, and cuts"
-    before, after = [*p[::2]], [*p[1::2]]
-    if before != after:
-        return "it pads one side more than the other"
-    if any(before[len(q) :]):
-        return "it pads channels, or the batch"
-    extra = [*before, *[0] * len(q)][: len(q)][::-1]  # in a pad the last dimension comes first
-    conv: Any = match.root.target
-    return conv(x, w, b, s, [i + j for i, j in zip(q, extra, strict=True)], d, g)
-
-
 RULES = (
     merge_reshapes,
     drop_kept_dims,
@@ -397,7 +376,6 @@ RULES = (
     merge_scalar_products,
     fuse_rsqrt,
     merge_pads,
-    fold_pad_into_conv,
 )
 
 

@@ -55,6 +55,12 @@ def commands(block: Block) -> list[str]:
     return [line for line in plain if line.startswith("fxopt ")]
 
 
+def file_of(block: Block) -> Path | None:
+    """The file that a reader puts a block into: its first line names it, `# mine.py`."""
+    named = re.fullmatch(r"# (\w+\.py)", block.text.partition("\n")[0])
+    return None if named is None else Path(named[1])
+
+
 @each_document
 def test_what_it_shows_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One namespace and one folder per document, from top to bottom, as a reader would."""
@@ -66,6 +72,10 @@ def test_what_it_shows_runs(path: Path, tmp_path: Path, monkeypatch: pytest.Monk
         if block.language == "python":
             source = "\n" * (block.line - 1) + block.text
             exec(compile(source, str(path), "exec"), vars(module))
+            file = file_of(block)
+            if file is not None:
+                known = file.read_text() if file.exists() else ""
+                file.write_text(known + block.text)
         for command in commands(block):
             result = CliRunner().invoke(main, shlex.split(command, comments=True)[1:])
             assert result.exit_code == 0, f"{path.name}:{block.line}: {command}\n{result.output}"

@@ -1,8 +1,7 @@
-"""`fxopt show` and `fxopt explain`."""
+"""`fxopt show`."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,37 +82,9 @@ def test_what_cannot_be_written_is_found_before_the_work(
     assert "needs Graphviz's program" in failed and "capture" not in failed
 
 
-def test_explain_as_json(run: Run) -> None:
-    document = json.loads(run("explain", SMALL, "fuse-conv-bn", *IMAGE, "--json").stdout)
-    assert document["pass"] == "fuse-conv-bn" and document["rewrites"] == 1
-    assert document["stands_for"]["conv2d_1"] == ["conv2d", "batch_norm"]
-    assert document["diff"].startswith("@@ top level @@\n-%conv2d") and document["misses"] == []
-    shared = json.loads(
-        run("explain", "tests.test_show:TwoNorms", "fuse-conv-bn", *IMAGE, "--json").stdout
-    )
-    assert shared["misses"][0]["reason"]
-    rules = json.loads(run("explain", SMALL, "simplify", *IMAGE, "--json").stdout)["rules"]
-    assert all(set(count) == {"tried", "matched", "rewritten"} for count in rules.values())
-
-
-def test_explain_as_json_when_it_fails(run: Run) -> None:
-    failed = run("explain", SMALL, "fuse-conv-bn", "--input", "1x4x8x8", "--json", code=1)
-    assert json.loads(failed.stdout)["error"]["type"]
-
-
-def TwoNorms() -> object:
-    """A convolution whose output two batch norms use."""
-    import torch
-    from torch import nn
-
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv = nn.Conv2d(3, 4, 3)
-            self.a, self.b = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            y = self.conv(x)
-            return self.a(y) + self.b(y)
-
-    return Model().eval()
+def test_stats_stand_alone_or_behind_the_rest(run: Run) -> None:
+    alone = run("show", SMALL, *IMAGE, "--stats").stdout
+    assert "pass, and its rules" in alone and "batch_norm" not in alone
+    assert "never fired in simplify" in alone and "all passes" in alone
+    both = run("show", SMALL, *IMAGE, "--diff", "--stats").stdout
+    assert both.index("fuse-conv-bn: 1 rewrite") < both.index("pass, and its rules")

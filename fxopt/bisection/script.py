@@ -25,6 +25,7 @@ from fxopt.graph_module import GraphModule
 from fxopt.imports import place_of
 from fxopt.manifest import write_manifest
 from fxopt.registry import resolve_backend, resolve_pass, spec_of
+from fxopt.rules import Rule, RuleSet
 
 if TYPE_CHECKING:
     from fxopt.bisection import Bisection
@@ -57,8 +58,10 @@ class Name:
     def lines(self) -> list[str]:
         """Return the lines that define it."""
         if self.spec is None:
-            what = getattr(self.value, "__name__", type(self.value).__name__)
-            made = what if self.is_loaded else f"{what}(…)"
+            is_rule = isinstance(self.value, (Rule, RuleSet))
+            known = self.value.name if is_rule else getattr(self.value, "__name__", None)
+            what = known or type(self.value).__name__
+            made = what if is_rule or self.is_loaded else f"{what}(…)"
             return [
                 f"# {what} is defined where no other process can import it: in a script, a",
                 f"# notebook or a function. Paste or import it here: {self.word} = {made}.",
@@ -282,7 +285,8 @@ def _names(found: Bisection, setting: Setting) -> list[Name]:
 
 def _function(word: str, function: Any) -> Name:
     """Name a user's function by its place."""
-    return Name(word, function, place_of(function), _folder_of(function), is_loaded=True)
+    place = place_of(function)
+    return Name(word, function, place, _folder_of(place), is_loaded=True)
 
 
 def _name(word: str, one: Any, resolve: Any) -> Name:
@@ -292,14 +296,14 @@ def _name(word: str, one: Any, resolve: Any) -> Name:
         reachable = resolve(spec) == one
     except FxoptError:
         reachable = False
-    return Name(word, one, spec if reachable else None, _folder_of(type(one)))
+    return Name(word, one, spec, _folder_of(spec)) if reachable else Name(word, one, None)
 
 
-def _folder_of(named: Any) -> str:
-    """Return the folder that a class is imported from; empty where Python looks there anyway."""
-    place, name = place_of(named), str(named.__module__)
+def _folder_of(place: str | None) -> str:
+    """Return the folder that `module:name` is imported from; empty where Python looks anyway."""
+    name, colon, _ = (place or "").partition(":")
     file = getattr(sys.modules.get(name), "__file__", None)
-    if place is None or file is None or place.partition(":")[0].endswith(".py"):
+    if not colon or file is None:
         return ""
     depth = name.count(".") + (Path(file).stem == "__init__")
     folder = str(Path(file).resolve().parents[depth])

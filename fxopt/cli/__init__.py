@@ -8,9 +8,10 @@ import fxopt
 from fxopt.cli.bisect import bisect_command
 from fxopt.cli.compare import compare_command
 from fxopt.cli.compile import compile_command
+from fxopt.cli.explain import explain_command
 from fxopt.cli.listing import backends_command, passes_command
 from fxopt.cli.profile import profile_command
-from fxopt.cli.show import explain_command, show_command
+from fxopt.cli.show import show_command
 from fxopt.cli.view import view_command
 
 

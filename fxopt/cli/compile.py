@@ -20,6 +20,7 @@ from fxopt.cli.options import (
     model_argument,
     passes_option,
     quiet_option,
+    stats_option,
     trust_option,
 )
 from fxopt.cli.race import Speed, speed_of
@@ -62,6 +63,7 @@ from fxopt.registry import classes, resolve_backend
     help="An option of the backend; see `fxopt backends`.",
 )  # fmt: skip
 @click.option("--benchmark", is_flag=True, help="Measure the result beside the model itself.")
+@stats_option
 @recipe_option
 @trust_option
 @json_option
@@ -79,6 +81,7 @@ def compile_command(
     on_error: str,
     option: tuple[tuple[str, Any], ...],
     benchmark: bool,
+    stats: bool,
     trust: bool,
     as_json: bool,
     quiet: bool,
@@ -112,7 +115,7 @@ def compile_command(
         if benchmark:
             screen.progress("benchmark")
             speed = speed_of(loaded, inputs, compiled)
-    _show(screen, compiled, output, speed)
+    _show(screen, compiled, output, speed, stats)
 
 
 def _judge(verify: str) -> str | Callable[[Any], Any]:
@@ -166,16 +169,20 @@ def _complete_recipe(
 
 
 def _show(
-    screen: Screen, compiled: CompiledModel, output: Path | None, speed: Speed | None
+    screen: Screen, compiled: CompiledModel, output: Path | None, speed: Speed | None, stats: bool
 ) -> None:
     report = compiled.report
     if screen.as_json:
         document = report.to_json()
         document["output"] = str(output) if output is not None else None
         document["benchmark"] = vars(speed) if speed is not None else None
+        if stats:
+            document["stats"] = report.stats.to_json()
         screen.document(document)
         return
     for part in report.__rich__().renderables:
+        screen.show(part)
+    for part in report.stats.__rich__().renderables if stats else ():
         screen.show(part)
     if output is not None:
         screen.show(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)")

@@ -29,8 +29,12 @@ dynamic_option = click.option(
 )  # fmt: skip
 passes_option = click.option(
     "--passes", type=PassesType(),
-    help="The passes to run, instead of the default list: a,b(option=1). The word default stands "
-    "for the default list, none for an empty one.",
+    help="The passes to run, instead of the default list: a,b(option=1), mine.py:my_rule. The word "
+    "default stands for the default list, none for an empty one.",
+)  # fmt: skip
+stats_option = click.option(
+    "--stats", is_flag=True,
+    help="Say how often each pass and rule was tried, matched and rewrote, in what time.",
 )  # fmt: skip
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")

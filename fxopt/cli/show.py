@@ -1,4 +1,4 @@
-"""`fxopt show` and `fxopt explain`: the graph as text, and why a pass did what it did."""
+"""`fxopt show`: the graph as text or as a picture, and what passes change in it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.table import Table
 from rich.text import Text
 
 from fxopt.cli.model import load_model
@@ -16,19 +15,20 @@ from fxopt.cli.options import (
     example_inputs,
     expand,
     input_option,
-    json_option,
     model_argument,
     passes_option,
     quiet_option,
+    stats_option,
     trust_option,
 )
 from fxopt.cli.screen import Screen
-from fxopt.cli.values import InputSpec, PassesType, dynamic_shapes
+from fxopt.cli.values import InputSpec, dynamic_shapes
 from fxopt.compile import optimize
 from fxopt.diff import diff_text
 from fxopt.graph_module import GraphModule
 from fxopt.picture import check_drawable, moments, visualize
-from fxopt.story import Snapshot, Step, Story
+from fxopt.stats import Stats
+from fxopt.story import Snapshot, Story
 from fxopt.text import graph_text
 
 
@@ -75,6 +75,7 @@ class StepType(click.ParamType[Any]):
     "--depth", type=DepthType(), default="auto", show_default=True,
     help="With -o, which modules are open: as many as a page shows legibly, all, or some levels.",
 )  # fmt: skip
+@stats_option
 @trust_option
 @quiet_option
 def show_command(
@@ -86,13 +87,15 @@ def show_command(
     step: int | str | None,
     output: Path | None,
     depth: int | str | None,
+    stats: bool,
     trust: bool,
     quiet: bool,
 ) -> None:
     """Print the captured graph of MODEL as text, one line per node.
 
     With --passes the graph after those passes; with --diff or --step what each or one of them
-    changed (without --passes: of the default list).
+    changed, with --stats how often they and their rules were tried (without --passes: of the
+    default list).
 
     \b
     fxopt show torchvision.models:resnet18 --diff
@@ -104,48 +107,22 @@ def show_command(
         if output is not None:
             check_drawable(output)
             check_writable(output)
-        wanted = passes if passes is not None else ["default"] if diff or step is not None else []
+        runs = diff or stats or step is not None
+        wanted = passes if passes is not None else ["default"] if runs else []
         graph = _optimized(screen, model, input, dynamic, wanted, trust)
         if output is not None:
             visualize(graph, output, depth=depth, step=step)
-            text = Text(f"wrote {output}")
+            parts: list[Any] = [Text(f"wrote {output}")]
         elif step is not None:
-            text = _diff(*moments(_story(graph), step))
+            parts = [_diff(*moments(_story(graph), step))]
+        elif diff or not stats:
+            parts = [_diffs(_story(graph)) if diff else Text(graph_text(graph).rstrip())]
         else:
-            text = _diffs(_story(graph)) if diff else Text(graph_text(graph).rstrip())
-    screen.show(text)
-
-
-@click.command("explain", short_help="Say what one pass did, and where it held back and why.")
-@model_argument
-@click.argument("pass_name", metavar="PASS")
-@input_option
-@dynamic_option
-@click.option("--after", "passes", type=PassesType(), help="Run these passes first.")
-@trust_option
-@json_option
-@quiet_option
-def explain_command(
-    model: str,
-    pass_name: str,
-    input: tuple[InputSpec, ...],
-    dynamic: tuple[str, ...],
-    passes: list[str] | None,
-    trust: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    """Run PASS on the graph of MODEL; say what it rewrote, and where it held back and why."""
-    screen = Screen(as_json=as_json, quiet=quiet)
-    with screen.job():
-        graph = _optimized(screen, model, input, dynamic, [*(passes or []), pass_name], trust)
-        step = _story(graph).steps[-1]
-    if as_json:
-        screen.document(_as_json(model, step))
-        return
-    screen.show(_explanation(step))
-    if step.rules:
-        screen.show(_rules(step))
+            parts = []
+    if stats:
+        parts += Stats(_story(graph).steps).__rich__().renderables
+    for part in parts:
+        screen.show(part)
 
 
 def _optimized(
@@ -190,35 +167,3 @@ def _diff(title: str, before: Snapshot, after: Snapshot) -> Text:
 
 def _times(rewrites: int) -> str:
     return f"{rewrites or 'no'} rewrite{'s' if rewrites != 1 else ''}"
-
-
-def _explanation(step: Step) -> Text:
-    lines = [f"{step.name}: {_times(step.rewrites)}"]
-    for new, old in step.origins.items():
-        lines.append(f"  {new} stands for {', '.join(old)}")
-    lines += [f"  held back at {miss.node}: {miss.reason}" for miss in step.misses]
-    if not step.rewrites and not step.misses:
-        lines.append("  It found nothing that it applies to.")
-    return Text("\n".join(lines))
-
-
-def _as_json(model: str, step: Step) -> dict[str, Any]:
-    return {
-        "model": model,
-        "pass": step.name,
-        "options": {key: repr(value) for key, value in step.options.items()},
-        "rewrites": step.rewrites,
-        "stands_for": {new: list(old) for new, old in step.origins.items()},
-        "misses": [vars(miss) for miss in step.misses],
-        "rules": {name: vars(count) for name, count in step.rules.items()},
-        "diff": diff_text(step.before, step.after),
-    }
-
-
-def _rules(step: Step) -> Any:
-    table = Table()
-    for heading in ("rule", "tried", "matched", "rewritten"):
-        table.add_column(heading, justify="left" if heading == "rule" else "right")
-    for name, count in step.rules.items():
-        table.add_row(name, str(count.tried), str(count.matched), str(count.rewritten))
-    return table

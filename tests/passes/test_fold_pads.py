@@ -191,3 +191,13 @@ def test_a_pad_that_others_read_stays_for_them() -> None:
         return conv(y), y.relu()
 
     check_pass(FoldPads(), Calls(call, conv()), torch.randn(IMAGE), after={"pad": 1}, rewrites=1)
+
+
+def test_one_pad_goes_into_every_convolution_behind_it() -> None:
+    def call(conv: Any, x: torch.Tensor) -> Any:
+        y = F.pad(x, (1, 1, 1, 1))
+        return conv(y), F.conv2d(y, conv.weight, padding=1, dilation=2)
+
+    graph, _ = check_pass(FoldPads(), Calls(call, conv()), torch.randn(IMAGE), after={"pad": 0})
+    layers = graph.find(torch.ops.aten.conv2d.default)
+    assert [node.args[4] for node in layers] == [[1, 1], [2, 2]]
