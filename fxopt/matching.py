@@ -259,17 +259,37 @@ class _Search:
             return
         for bound in self._bind(pattern.symbol.name, node.target, state):
             covering = _State(bound.bound, (*bound.nodes, node))
+            written = [a for a in pattern.args if a is not ANY]
+            if ANY not in pattern.args and not _rest_is_default(node, len(written)):
+                self.attempt.fail(
+                    covering.nodes, lambda: f"{node.name} has arguments that are not written"
+                )
+                return
             for args in _orders(node):
-                written = [a for a in pattern.args if a is not ANY]
                 if len(written) <= len(args):
                     pairs = list(zip(written, args, strict=False))
                     yield from self._all(pairs, covering)
 
 
+def _rest_is_default(node: fx.Node, written: int) -> bool:
+    """Whether a call's arguments behind the first few are their operator's defaults."""
+    if not isinstance(node.target, OpOverload):
+        return len(node.args) <= written and not node.kwargs
+    given = [*node.args[:written], *([None] * (written - len(node.args)))]
+    try:
+        plain = complete(node.target, tuple(given), {})
+    except TypeError:  # one without a default
+        return False
+    rest = zip(plain.args[written:], node.args[written:], strict=False)
+    named = ((plain.kwargs.get(key), value) for key, value in node.kwargs.items())
+    return all(same_value(a, b) for a, b in (*rest, *named))
+
+
 def _orders(node: fx.Node) -> list[tuple[Any, ...]]:
     """Return the arguments of a call, in each order that means the same."""
     args = node.args
-    if node.target in COMMUTATIVE and node.kwargs.get("alpha", 1) == 1 and len(args) == 2:
+    swaps = node.target in COMMUTATIVE and len(args) == 2 and args[0] is not args[1]
+    if swaps and node.kwargs.get("alpha", 1) == 1:
         return [args, (args[1], args[0])]
     return [args]
 
@@ -343,29 +363,30 @@ def _is_literal(wanted: Any, value: Any) -> bool:
     if isinstance(wanted, Near):
         wanted, tolerance = wanted.value, wanted.tolerance
     if isinstance(wanted, (int, float)) and not isinstance(wanted, bool):
-        number, precision = _number(value)
+        number, stored = _number(value, wanted)
         if number is None or isinstance(number, bool):
             return False
-        return number == wanted or math.isclose(number, wanted, rel_tol=max(tolerance, precision))
+        return number == stored or math.isclose(number, wanted, rel_tol=tolerance)
     return same_value(wanted, value)
 
 
 _COPIES = (aten.clone.default, aten.detach.default)
 
 
-def _number(value: Any) -> tuple[Any, float]:
-    """Return a number, or that of a constant of one element, and how precisely it is stored."""
+def _number(value: Any, wanted: float) -> tuple[Any, float]:
+    """Return a number, or that of a constant of one element, and what `wanted` is in its dtype."""
     if isinstance(value, (int, float)):
-        return value, 0.0
+        return value, wanted
     while isinstance(value, fx.Node) and value.target in _COPIES:
         value = value.args[0]
     if isinstance(value, fx.Node) and value.op == "get_attr":
         graph: Any = value.graph.owning_module
         tensor = graph.fixed_tensor(str(value.target)) if hasattr(graph, "fixed_tensor") else None
         if tensor is not None and tensor.numel() == 1 and not tensor.is_complex():
-            floating = tensor.dtype.is_floating_point
-            return tensor.item(), torch.finfo(tensor.dtype).eps if floating else 0.0
-    return None, 0.0
+            exact = not tensor.dtype.is_floating_point
+            rounded = wanted if exact else torch.tensor(wanted, dtype=tensor.dtype).item()
+            return tensor.item(), rounded
+    return None, wanted
 
 
 def same_value(a: Any, b: Any) -> bool:

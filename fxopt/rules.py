@@ -392,6 +392,8 @@ def _gather_inputs(match: Match, rewriter: Rewriter) -> fx.Node | str:
     first = min(match.roots)
     if len(match.roots) == 1:
         return first
+    if any(value in match.roots for value in match.values.values() if isinstance(value, fx.Node)):
+        return "one output depends on another"
     late: dict[fx.Node, None] = {}
     pending = [v for node in match.nodes for v in node.all_input_nodes if v not in match.nodes]
     while pending:
@@ -460,8 +462,8 @@ class _Driver:
             for node in pending:
                 if not node._erased and not self.rewriter.out_of_fuel:
                     any(self._try(one, node) for one in self._rules_at(node))
-            if self.rewriter.rewrites > limit:
-                raise FxoptError(self._endless())
+                if self.rewriter.rewrites > limit or len(self.changed) > 100 * limit:
+                    raise FxoptError(self._endless())
             new = {n.target for n in self.changed if not n._erased} - self.present
             if new:
                 self.present |= new
@@ -525,8 +527,8 @@ class _Driver:
         counts = sorted(((t.rewritten, name) for name, t in self.tallies.items()), reverse=True)
         names = ", ".join(f"{name} ({count} times)" for count, name in counts[:3] if count)
         return (
-            f"The rules come to no end: {names}. One undoes what another does; let one of them "
-            "return None where the other applies."
+            f"The rules come to no end: {names}. What one builds, it or another one matches again; "
+            "let one of them return None there."
         )
 
 

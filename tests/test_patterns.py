@@ -285,7 +285,9 @@ def test_an_operator_may_be_asked_by_a_condition() -> None:
     pattern = lambda f, x: f(torch.sin(x))  # noqa: E731
     named_cos = lambda target: "cos" in str(target) or "no cosine"  # noqa: E731
     assert len(seen(pattern, lambda x: (x.sin().cos(), x.sin().exp()), f=named_cos)) == 1
-    assert len(seen(pattern, lambda x: (x.sin().cos(), x.sin() + 1))) == 2
+    both = lambda x: (x.sin().cos(), x.sin() + 1)  # noqa: E731
+    assert len(seen(pattern, both)) == 1
+    assert len(seen(lambda x, f: f(torch.sin(x), ...), both)) == 2
 
 
 # -- conditions ------------------------------------------------------------------------------------
@@ -535,3 +537,53 @@ def test_a_pattern_may_be_an_expression() -> None:
 )
 def test_patterns_have_texts(pattern: Callable[..., Any], text: str) -> None:
     assert pattern_text(record(pattern)) == text
+
+
+# -- what must not be taken for something else ----------------------------------------------------
+
+
+def test_a_number_is_not_its_neighbour_in_half_precision() -> None:
+    pattern = lambda x: x * 1.0  # noqa: E731
+    for dtype, near_one in ((torch.bfloat16, 0.9961), (torch.float16, 0.9995)):
+        c = torch.tensor(near_one, dtype=dtype)
+        assert seen(pattern, lambda x, c=c: x * c, X.to(dtype)) == []
+    third = torch.tensor(1 / 3, dtype=torch.bfloat16)
+    assert len(seen(lambda x: x * (1 / 3), lambda x: x * third, X.bfloat16())) == 1
+
+
+def test_an_operator_with_arguments_that_are_not_written_does_not_match() -> None:
+    add = lambda x, y, f: f(torch.relu(x), y)  # noqa: E731
+    some = {torch.add, torch.sub}
+    assert len(seen(add, lambda x, y: torch.add(x.relu(), y), X, Y, f=some)) == 1
+    assert seen(add, lambda x, y: torch.add(x.relu(), y, alpha=2), X, Y, f=some) == []
+    gelu = lambda x, f: f(torch.relu(x))  # noqa: E731
+    assert seen(gelu, lambda x: F.gelu(x.relu(), approximate="tanh"), f={F.gelu}) == []
+    assert len(seen(gelu, lambda x: F.gelu(x.relu()), f={F.gelu})) == 1
+    rest = lambda x, f: f(torch.relu(x), ...)  # noqa: E731
+    assert len(seen(rest, lambda x: F.gelu(x.relu(), approximate="tanh"), f={F.gelu})) == 1
+
+
+def test_an_output_may_not_be_an_input_of_another() -> None:
+    @rule(lambda x, y: (x * 2.0, y * 3.0 + x))
+    def two(x: Value, y: Value) -> Any:
+        return x + x, y * 3.0 + x * 1.0
+
+    def function(x: Any) -> Any:
+        a = x * 2.0
+        return a * 3.0 + x, a + 1
+
+    _, result = applied(function, two)
+    assert "depends on another" in result.misses[0].reason
+
+
+def test_a_rule_that_builds_more_and_more_of_itself_is_stopped() -> None:
+    @rule(lambda x: torch.relu(x))
+    def grows(x: Value) -> Any:
+        y = torch.relu(x * 1.5)
+        for i in range(3):
+            y = y + torch.relu(x * i)
+        return y
+
+    graph = fxopt.capture(Function(lambda x: x.relu()).eval(), (X,))
+    with pytest.raises(fxopt.FxoptError, match="come to no end"):
+        apply_rules(graph, [grows])
