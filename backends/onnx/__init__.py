@@ -78,8 +78,20 @@ class Onnx:
 
     @property
     def legalize(self) -> tuple[Pass, ...]:
-        """No passes of its own."""
-        return ()
+        """What ONNX says in fewer nodes than the graph: see each pass."""
+        from fxopt.backends.onnx.flatten_tokens import FlattenTokens
+        from fxopt.backends.onnx.fold_group_norms import FoldGroupNorms
+        from fxopt.backends.onnx.replace_linears_by_convs import ReplaceLinearsByConvs
+        from fxopt.passes.expand_attention import ExpandAttention
+        from fxopt.passes.merge_moves import MergeMoves
+
+        return (
+            ExpandAttention(),
+            FoldGroupNorms(),
+            ReplaceLinearsByConvs(),  # before flattening: it saves whole transpositions
+            FlattenTokens(),
+            MergeMoves(),  # what flattening left beside a permute
+        )
 
     def missing(self) -> str | None:
         """Return None where ONNX and its runtime are installed, else what to install."""

@@ -16,6 +16,8 @@ from fxopt.backends.onnx.registry import emits
 @emits("linear")
 def _linear(e: Emitter, x: Any, weight: Any, bias: Any) -> Value:
     if len(shape_of(x)) == 2 and len(shape_of(weight)) == 2:
+        if _is_stored_turned(e, weight):
+            return e.op("Gemm", x, _transposed(e, weight), bias)
         return e.op("Gemm", x, weight, bias, transB=1)
     product = e.op("MatMul", x, _transposed(e, weight))
     return product if bias is None else e.op("Add", product, bias)
@@ -24,22 +26,29 @@ def _linear(e: Emitter, x: Any, weight: Any, bias: Any) -> Value:
 def _transposed(e: Emitter, weight: Any) -> Value:
     if len(shape_of(weight)) < 2:
         return e.value(weight)
-    tensor = e.tensor(weight)
-    if tensor is not None and not _needed_as_it_is(e, tensor):
+    if _is_stored_turned(e, weight):
         return e.weight(weight, "T", lambda t: t.T)
     # a tied weight is stored once; the runtime turns it when it loads
     return e.op("Transpose", weight, perm=[1, 0])
 
 
-def _needed_as_it_is(e: Emitter, tensor: torch.Tensor) -> bool:
-    """Whether something other than a linear layer of many dimensions reads this constant."""
-    return any(
-        user.target is not torch.ops.aten.linear.default
-        or user.args[1] is not node
-        or len(shape_of(user.args[0])) == 2
-        for node in e.readers(tensor)
-        for user in node.users
+def _is_stored_turned(e: Emitter, weight: Any) -> bool:
+    """Whether a weight is a constant of linear layers alone, some of whose inputs are no matrices.
+
+    A MatMul needs it transposed; a Gemm takes it either way.
+    """
+    tensor = e.tensor(weight)
+    if tensor is None:
+        return False
+    layers = [(user, node) for node in e.readers(tensor) for user in node.users]
+    return all(_is_weight_of(user, node) for user, node in layers) and any(
+        len(shape_of(user.args[0])) != 2 for user, _ in layers
     )
+
+
+def _is_weight_of(layer: fx.Node, weight: fx.Node) -> bool:
+    is_linear = layer.target is torch.ops.aten.linear.default
+    return is_linear and layer.args[1] is weight and layer.args[0] is not weight
 
 
 @emits("matmul", "mm", "bmm", "dot", "vdot", "mv", "__matmul__")

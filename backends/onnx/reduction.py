@@ -104,6 +104,8 @@ def _any(e: Emitter, x: Any, dims: Any = None, keep: bool = False) -> Value:
     truth = e.operand(x, torch.bool)
     # the largest of 0 and 1 is "any", the smallest "all"
     op_type = "ReduceMax" if "any" in e.called else "ReduceMin"
+    if e.opset >= 20:  # the first in which truth has a largest value
+        return reduce(e, op_type, truth, axes_of(x, dims), keep, rank)
     ones = e.cast(truth, torch.bool, torch.int32)
     return e.cast(reduce(e, op_type, ones, axes_of(x, dims), keep, rank), torch.int32, torch.bool)
 

@@ -323,9 +323,10 @@ def _blocks(e: Emitter, x: Any, op_type: str, factor: int) -> Value:
 
 @emits("pixel_unshuffle")
 def _pixel_unshuffle(e: Emitter, x: Any, factor: int) -> Value:
-    # ONNX's SpaceToDepth puts the block first in the channel, PyTorch last
     source, out = shape_of(x), e.out_shape
     lead, (channels, height, width) = source[:-3], source[-3:]
+    if channels == 1:  # else ONNX puts the block in front of the channels, and PyTorch behind them
+        return _blocks(e, x, "SpaceToDepth", factor)
     split = [*lead, channels, height // factor, factor, width // factor, factor]
     value = reshape(e, x, split, source)
     n = len(lead)

@@ -9,9 +9,11 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from fxopt import dialect
 from fxopt.backends.onnx import Onnx
 from fxopt.backends.onnx.executable import OnnxExecutable
 from fxopt.capture import capture
+from fxopt.pipeline import run_pass
 
 
 class Function(nn.Module):
@@ -79,7 +81,11 @@ def lowered(
     if dynamic_shapes is not None and isinstance(model, Function):
         dynamic_shapes = (dynamic_shapes,)
     graph = capture(model, tuple(inputs), dynamic_shapes=dynamic_shapes)
-    return Onnx(**{"threads": 1, **options}).lower(graph)
+    backend = Onnx(**{"threads": 1, **options})
+    for one in backend.legalize:
+        run_pass(one, graph)
+    dialect.check(graph)
+    return backend.lower(graph)
 
 
 def expected(model: Any, inputs: Sequence[Any]) -> list[torch.Tensor]:

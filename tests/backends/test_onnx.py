@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import fxopt
 from fxopt.backends.onnx import Onnx
 from fxopt.capture import capture
 from fxopt.errors import LoweringError, ShapeError
@@ -141,7 +142,7 @@ def test_outputs_that_are_inputs_constants_or_twice_the_same() -> None:
 
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
             y = x + 1
-            return x, y, y, self.weight, x.reshape(2, 3)
+            return x, y, y, self.weight, x.reshape(3, 2)
 
     assert check(Outputs(), (normal(2, 3),)).op_counts() == {"Add": 1, "Identity": 3, "Reshape": 1}
 
@@ -326,7 +327,7 @@ def test_transformers(name: str) -> None:
         ((), {"input_ids": ids, **options}),
         dynamic_shapes={"input_ids": {0: "batch", 1: "length"}, **dict.fromkeys(options)},
     )
-    executable = Onnx(threads=1).lower(graph)
+    executable = fxopt.lower(graph, backend=Onnx(threads=1)).executable
     for given in (ids, integers(3, 5, high=99)):
         with torch.no_grad():
             wanted = model(input_ids=given, **options)[0]
@@ -341,6 +342,6 @@ def test_lowering_is_fast_per_node() -> None:
         Function(lambda x: [x := torch.relu(x + i) for i in range(200)][-1]), (normal(2, 3),)
     )
     Onnx().lower(graph)
-    started = time.perf_counter()
+    started = time.process_time()
     Onnx().lower(graph)
-    assert time.perf_counter() - started < 400 * 0.003  # measured: 0.1 ms a node
+    assert time.process_time() - started < 400 * 0.003  # measured: 0.1 ms a node

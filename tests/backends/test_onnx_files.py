@@ -97,12 +97,11 @@ import sys, torch
 from pathlib import Path
 from torch import nn
 import fxopt
-from fxopt.backends.onnx import Onnx
 from fxopt.capture import capture
 torch.manual_seed(0)
 model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
 graph = capture(model, (torch.zeros(2, 5, 8),), dynamic_shapes={"src": {0: "b", 1: "s"}})
-Onnx().lower(graph).save(Path(target), "manifest")
+fxopt.lower(graph, backend="onnx").executable.save(Path(target), "manifest")
 """
 
 

@@ -96,6 +96,8 @@ SHAPES: dict[str, Callable[[], Case]] = {
             F.channel_shuffle(x, 4),
             F.pixel_shuffle(x[0], 2),
             F.pixel_unshuffle(x[0], 2),
+            F.pixel_unshuffle(x[:, :1], 2),
+            F.pixel_unshuffle(x[0, :1], 2),
         ),
         (normal(2, 8, 4, 6),),
     ),
@@ -364,6 +366,23 @@ ALL = {**SHAPES, **INDEXING, **REDUCTIONS}
 def test_case(name: str) -> None:
     function, inputs = ALL[name]()
     check(function, inputs)
+
+
+@pytest.mark.parametrize(
+    ("function", "channels", "nodes"),
+    [
+        (lambda x: F.pixel_shuffle(x, 2), 8, {"DepthToSpace": 1}),
+        (lambda x: F.pixel_unshuffle(x, 2), 1, {"SpaceToDepth": 1}),
+        (lambda x: F.pixel_unshuffle(x, 2), 2, {"Reshape": 2, "Transpose": 1}),
+        (lambda x: x.index_select(1, torch.tensor([1, 0])), 2, {"Gather": 1}),
+        (lambda x: F.adaptive_avg_pool2d(x, 1), 2, {"GlobalAveragePool": 1}),
+        (lambda x: x.mean((2, 3)), 2, {"ReduceMean": 1}),
+    ],
+)
+def test_one_call_is_one_node(
+    function: Callable[..., Any], channels: int, nodes: dict[str, int]
+) -> None:
+    assert check(function, (normal(2, channels, 4, 6),)).op_counts() == nodes
 
 
 @pytest.mark.parametrize("name", REDUCING)
