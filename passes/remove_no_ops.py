@@ -6,9 +6,10 @@ Before                                   After
     c = relu(b * 1)
 
 Dropout in evaluation, copies and casts to what a value already is, views to the shape it already
-has (a symbolic size only where it is the same expression), pads and rolls by nothing, arithmetic
-with a neutral number, permutations that cancel or compose, and pairs that undo each other: split
-and cat, unbind and stack. A removed dropout cannot be switched on for training any more.
+has (a symbolic size only where it is the same expression), pads and rolls by nothing, upsampling of
+the nearest pixel to the same size, arithmetic with a neutral number, permutations that cancel or
+compose, and pairs that undo each other: split and cat, unbind and stack. A removed dropout cannot
+be switched on for training any more.
 
 Adding 0, and averaging one element, turn −0.0 into 0.0; here it stays −0.0. Everything else keeps
 every bit.
@@ -16,8 +17,9 @@ every bit.
 Left alone: what changes shape or dtype (an integer tensor times 1.0); dropout in training; copies
 whose going would make an output share memory with an input, a constant or another output, or let
 state be read after it is overwritten; a copy into another memory layout than the default; `detach`
-of what carries gradient; complex arithmetic (∞ · 1 is ∞ + nan·j there). Nothing depends on
-the values of parameters and buffers, which training may change; only on literals and `full`.
+of what carries gradient; complex arithmetic (∞ · 1 is ∞ + nan·j there); upsampling that
+interpolates (0 · ∞ is nan, also where the size stays). Nothing depends on the values of parameters
+and buffers, which training may change; only on literals and `full`.
 """
 
 from __future__ import annotations
@@ -161,6 +163,35 @@ def merge_permutes(x: Value, first: Any, second: Any) -> Value:
     return x if dims == sorted(dims) else x.permute(dims)
 
 
+@rule(
+    lambda x, size, scales: aten.upsample_nearest1d.vec(x, size, scales),
+    lambda x, size, scales: aten.upsample_nearest2d.vec(x, size, scales),
+    lambda x, size, scales: aten.upsample_nearest3d.vec(x, size, scales),
+    lambda x, size, scales: aten._upsample_nearest_exact1d.vec(x, size, scales),
+    lambda x, size, scales: aten._upsample_nearest_exact2d.vec(x, size, scales),
+    lambda x, size, scales: aten._upsample_nearest_exact3d.vec(x, size, scales),
+)
+def remove_upsample(x: Value, scales: Any, match: Match) -> Value | str | None:
+    """upsample(x) = x to the same size, where the scale is not another one that rounds to it"""
+    if not same_metadata(x.node, match.root):
+        return None
+    if any(scale != 1 for scale in scales or ()):
+        return f"its scale is {scales}, which may read other pixels"
+    return x
+
+
+@rule(
+    lambda x, size, corners, scales: aten.upsample_linear1d.vec(x, size, corners, scales),
+    lambda x, size, corners, scales: aten.upsample_bilinear2d.vec(x, size, corners, scales),
+    lambda x, size, corners, scales: aten.upsample_trilinear3d.vec(x, size, corners, scales),
+    lambda x, size, corners, scales: aten.upsample_bicubic2d.vec(x, size, corners, scales),
+)
+def keep_smooth_upsample(x: Value, match: Match) -> str | None:
+    """0 · ∞ is nan: what interpolates answers nan beside infinities, also at the same size."""
+    same = same_metadata(x.node, match.root)
+    return "beside an infinite pixel it answers nan" if same else None
+
+
 def _are_zero(numbers: Any) -> bool:
     return all(isinstance(number, int) and number == 0 for number in numbers)
 
@@ -266,6 +297,8 @@ RULES = (
     remove_flip,
     remove_permute,
     merge_permutes,
+    remove_upsample,
+    keep_smooth_upsample,
     remove_zero,
     remove_one,
     remove_single_cat,

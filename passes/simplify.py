@@ -6,10 +6,10 @@ Before                                   After
     c = clamp(b, max=6)
     d = reshape(flatten(c, 2), [n, -1])
 
-Views of views, casts of casts, bounds of bounds and pads of pads become one call; chains of scalars
-are computed once; 1 / √x is rsqrt. Each rule states its equation. Rules hold for nan, infinities and
-−0.0, and gradients are the same; only relu(clamp(x, max=b)) passes its gradient at x = b, and
-hardtanh(x, 0, b) does not.
+Views of views, casts of casts, bounds of bounds and pads of pads become one call; chains of
+scalars are computed once; 1 / √x is rsqrt. Each rule states its equation. Rules hold for nan,
+infinities and −0.0, and gradients are the same; only relu(clamp(x, max=b)) passes its gradient at
+x = b, and hardtanh(x, 0, b) does not.
 
 Scalar chains round once where they rounded twice.
 

@@ -86,6 +86,12 @@ GOES: list[tuple[str, Callable[[Any], Any], torch.Tensor]] = [
     ("remove_permute", lambda x: x.permute(0, 1, 2), X),
     ("merge_permutes", lambda x: x.permute(1, 2, 0).permute(2, 0, 1), X),
     ("merge_permutes", lambda x: x.mT.mT, X),
+    ("remove_upsample", lambda x: F.interpolate(x, size=(4, 4)), IMAGE),
+    ("remove_upsample", lambda x: F.interpolate(x, scale_factor=1), IMAGE),
+    ("remove_upsample", lambda x: F.interpolate(x, size=4), X),
+    ("remove_upsample", lambda x: F.interpolate(x, size=(2, 3, 4)), X[None, None]),
+    ("remove_upsample", lambda x: F.interpolate(x, size=4, mode="nearest-exact"), IMAGE),
+    ("remove_upsample", lambda x: F.interpolate(x, size=4, mode="nearest-exact"), X),
     ("remove_zero", lambda x: x + 0, X),
     ("remove_zero", lambda x: 0.0 + x, X),
     ("remove_zero", lambda x: torch.add(x, 0, alpha=3), X),
@@ -121,7 +127,50 @@ def test_no_ops_go(rule: str, function: Callable[[Any], Any], x: torch.Tensor) -
 
 
 def test_every_rule_has_a_test() -> None:
-    assert {name for name, _, _ in GOES} | {"remove_single_stack"} == {one.name for one in RULES}
+    others = {"remove_single_stack", "keep_smooth_upsample"}
+    assert {name for name, _, _ in GOES} | others == {one.name for one in RULES}
+
+
+@pytest.mark.parametrize(
+    ("upsample", "x", "reason"),
+    [
+        (lambda x: F.interpolate(x, scale_factor=1.1), IMAGE, "may read other pixels"),
+        (lambda x: F.interpolate(x, scale_factor=2), IMAGE, None),
+        (lambda x: F.interpolate(x, size=(5, 4)), IMAGE, None),
+        (lambda x: F.interpolate(x, size=4, mode="linear"), X, "beside an infinite pixel"),
+        (lambda x: F.interpolate(x, size=4, mode="bilinear"), IMAGE, "beside an infinite pixel"),
+        (lambda x: F.interpolate(x, size=4, mode="bicubic"), IMAGE, "beside an infinite pixel"),
+        (lambda x: F.interpolate(x, size=(8, 8), mode="bilinear"), IMAGE, None),
+    ],
+)
+def test_upsampling_that_does_more_stays(
+    upsample: Callable[[Any], Any], x: torch.Tensor, reason: str | None
+) -> None:
+    wanted = [] if reason is None else [reason]
+    check_pass(RemoveNoOps(), Function(upsample), x, rewrites=0, misses=wanted)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+def test_smooth_upsampling_to_the_same_size_is_no_identity(mode: str) -> None:
+    x = torch.zeros(1, 1, 3, 3)
+    x[0, 0, 1, 1] = float("inf")
+    assert F.interpolate(x, size=3, mode=mode).isnan().any()
+
+
+def test_neither_pools_nor_upsamples_are_merged_with_what_follows() -> None:
+    """A convolution of repeated pixels is none of the pixels, and a pool of a pool is another."""
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        x = F.conv2d(F.interpolate(x, scale_factor=2), x.new_ones(1, 3, 3, 3), padding=1)
+        x = F.max_pool2d(F.max_pool2d(x, 2), 2)
+        return F.interpolate(F.interpolate(F.avg_pool2d(x, 1, 1), scale_factor=2), scale_factor=2)
+
+    from fxopt.compile import optimize
+
+    graph = optimize(Function(model), IMAGE)
+    counts = op_counts(graph)
+    assert counts["upsample_nearest2d"] == 3 and counts["max_pool2d"] == 2
+    assert counts["conv2d"] == 1
 
 
 def test_permutes_compose() -> None:
