@@ -56,7 +56,8 @@ class Chain(nn.Sequential):
 
 @pytest.fixture(scope="module")
 def optimized() -> fxopt.GraphModule:
-    return fxopt.optimize(Residual(), IMAGE)
+    passes = ["fold-constants", "remove-no-ops", "fuse-conv-bn"]
+    return fxopt.optimize(Residual(), IMAGE, passes=passes)
 
 
 def picture_of(model: nn.Module, *inputs: torch.Tensor, **options: Any) -> str:

@@ -205,7 +205,7 @@ def _table(step: Step, explained: list[Explanation]) -> Table:
     table.add_column("why no more", overflow="fold")
     for one in explained:
         count = step.rules[one.rule]
-        if count.tried:
+        if one.tried:
             numbers = (str(count.tried), str(count.matched), str(count.rewritten))
             table.add_row(one.rule, *numbers, _why(count, one))
     return table
