@@ -290,8 +290,12 @@ def markdown(rows: dict[str, Any]) -> str:
 
 
 def _summary(rows: dict[str, Any]) -> str:
-    smallest = sum(map(is_smallest, rows.values()))
-    return f"{smallest} of {len(rows)} have no more nodes than the best peer, in both counts."
+    beside = [row for row in rows.values() if best(row, "plain") is not None]
+    smallest = sum(map(is_smallest, beside))
+    return (
+        f"{smallest} of {len(beside)} have no more nodes than the best peer, in both counts; "
+        f"{len(rows) - len(beside)} more no peer can export."
+    )
 
 
 def _table(rows: dict[str, Any]) -> str:
