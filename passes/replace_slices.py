@@ -10,15 +10,17 @@ Before                                       After
     y = cat([x[:, 1:3], x[:, 3:5], z], 1)        y = cat([x[:, 1:5], z], 1)
 
 Every s-th row from row i on, for each i < s, is index i of the second dimension of [n / s, s]. That
-is the way from space to depth in patch merging and in focus layers. Slices that follow each other
-are one slice.
+is the way from space to depth in patch merging. Slices that follow each other are one slice.
 
-Left alone: strides that do not divide a size, or a size that is symbolic; offsets that are missing,
-or come in an order that no permute has; slices that others use, where nothing would be saved.
+Left alone: strides along the last dimensions (a focus layer on channels first), since moving single
+elements is slower than slicing; strides that do not divide a size, or a size that is symbolic;
+offsets that are missing, or come in an order that no permute has; slices that others use, where
+nothing would be saved.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
@@ -34,6 +36,7 @@ from fxopt.shapes import rank_of, shape_of
 
 aten = torch.ops.aten
 INT_MAX = 9223372036854775807  # how a slice says "to the end"
+_SHORTEST_ROW = 16  # elements; shorter rows are slower to permute than to slice
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,10 @@ def _replace_strided(rewriter: Rewriter, cat: fx.Node) -> bool:
     sizes = shape_of(source)
     if not all(isinstance(sizes[d], int) and sizes[d] % s == 0 for d, s in strides.items()):
         rewriter.miss(cat, "a stride is not known to divide the size it goes along")
+        return False
+    row = math.prod(sizes[max(strides) + 1 :])
+    if not isinstance(row, int) or row < _SHORTEST_ROW:
+        rewriter.miss(cat, f"its rows have {row} elements, too few to be moved one by one")
         return False
     order = _order([{d: start for d, (start, _) in part.reads.items()} for part in parts], strides)
     if order is None:

@@ -11,7 +11,7 @@ import torch
 from fxopt.passes.replace_slices import ReplaceSlices
 from fxopt.testing import check_pass
 
-X = torch.randn(2, 8, 6, 4, generator=torch.Generator().manual_seed(0))
+X = torch.randn(2, 8, 6, 16, generator=torch.Generator().manual_seed(0))
 
 
 class Cut(torch.nn.Module):
@@ -33,13 +33,11 @@ def merged(x: torch.Tensor) -> torch.Tensor:
 
 def focus(x: torch.Tensor) -> torch.Tensor:
     """A focus layer, as YOLO does it."""
-    x = x.permute(0, 3, 1, 2)
-    return torch.cat([x[..., a::2, b::2] for a, b in ((0, 0), (1, 0), (0, 1), (1, 1))], 1)
+    return torch.cat([x[..., a::2, b::2] for b in (0, 1) for a in (0, 1)], 1)
 
 
 SPACE_TO_DEPTH: list[Callable[[Any], Any]] = [
     merged,
-    focus,
     lambda x: torch.cat([x[:, a::2, b::3] for a in (0, 1) for b in (0, 1, 2)], 3),
     lambda x: torch.cat([x[:, i::4] for i in range(4)], 1),
     lambda x: torch.cat([x[:, i::4] for i in range(4)], 0),
@@ -49,9 +47,10 @@ SPACE_TO_DEPTH: list[Callable[[Any], Any]] = [
 
 @pytest.mark.parametrize("cut", SPACE_TO_DEPTH)
 def test_strided_slices_become_one_permute(cut: Callable[[Any], Any]) -> None:
-    graph, _ = check_pass(ReplaceSlices(), Cut(cut), X, rewrites=1,
-                          after={"slice": 0, "cat": 0, "reshape": 2})  # fmt: skip
-    assert len(graph.find(torch.ops.aten.permute.default)) <= 2
+    check_pass(
+        ReplaceSlices(), Cut(cut), X, rewrites=1,
+        after={"slice": 0, "cat": 0, "reshape": 2, "permute": 1},
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.int64])
@@ -69,6 +68,8 @@ def test_any_dtype(dtype: torch.dtype) -> None:
         (lambda x: torch.cat([x[:, i::2] for i in (0, 1)], 1), "is used elsewhere"),
         (lambda x: torch.cat([x[:, 0::4], x[:, 1::4], x[:, 2::4], x.cos()[:, 3::4]], 1), None),
         (lambda x: torch.cat([x[:, 0::2, :3], x[:, 1::2, :3]], 1), None),
+        (focus, "its rows have 1 elements"),
+        (lambda x: merged(x[..., :8]), "its rows have 8 elements"),
         (lambda x: torch.cat([x[:, 0::2], x[:, :, 1::2, :].mT.mT[:, :4].repeat(1, 1, 2, 1)]), None),
     ],
 )
@@ -93,7 +94,7 @@ def test_symbolic_sizes() -> None:
     graph, _ = check_pass(
         ReplaceSlices(), Cut(halves), X, rewrites=1, dynamic_shapes={"x": {0: "n"}}
     )
-    x = torch.randn(5, 8, 6, 4, dtype=torch.float64)
+    x = torch.randn(5, 8, 6, 16, dtype=torch.float64)
     assert torch.equal(graph(x), Cut(halves)(x))
     check_pass(
         ReplaceSlices(), Cut(halves), X, rewrites=0, misses=["not known to divide"],
