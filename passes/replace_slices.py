@@ -194,4 +194,4 @@ def _follows(part: fx.Node, last: fx.Node, cat: fx.Node) -> bool:
     source, dim, _, end, step = last.args
     if (source, dim, end, step) != (*part.args[:3], part.args[4]) or not isinstance(end, int):
         return False
-    return bool(step == 1 and dim == cat.args[1] and end != INT_MAX)
+    return bool(step == 1 and dim == cat.args[1])

@@ -16,12 +16,13 @@ permuted at compile time. Connected regions are tried as a whole, then each part
 A reduction of a permuted tensor reduces the tensor itself.
 
 Left alone: regions where more than one permute would come for two that go; normalizations, linear
-layers and convolutions, which have their own order; operands of fewer dimensions that are no
-constants.
+layers and convolutions, which have their own order; a softmax along rows that would go across short
+ones; operands of fewer dimensions that are no constants.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from fxopt.contract import Effect, PassResult, Precondition
 from fxopt.effects import is_pure
 from fxopt.graph_module import GraphModule
 from fxopt.rewrite import Rewriter
-from fxopt.shapes import is_tensor, rank_of
+from fxopt.shapes import is_tensor, rank_of, shape_of
 
 aten = torch.ops.aten
 _PERMUTE, _SPLIT = aten.permute.default, aten.split_with_sizes.default
@@ -66,6 +67,8 @@ _ALONG = {
     aten.slice.Tensor: 1, aten.cumsum.default: 1, aten.glu.default: 1, aten.flip.default: 1,
     aten.roll.default: 2,
 }  # fmt: skip
+_ROWWISE = (aten.softmax.int, aten.log_softmax.int, aten.cumsum.default)
+_SHORTEST_ROW = 16  # elements that are computed side by side
 _REDUCTIONS = (aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default)
 
 
@@ -164,6 +167,8 @@ class _Region:
         It is where two go for each that comes, because one beside a convolution may cost more than
         one that is only a view; three for each tensor that would be there in two orders.
         """
+        if any(_is_slower(node, order) for node in self.nodes):
+            return 0
         gone = new = twice = 0
         for entry in self.entries():
             if entry.target is not _PERMUTE:
@@ -177,6 +182,15 @@ class _Region:
             new += any(_reduced(user, order) is None for user in others)
             gone += sum(_order_of(permute) == _inverse(order) for permute in permutes)
         return gone - new - twice if gone >= 2 * new + 3 * twice else 0
+
+
+def _is_slower(node: fx.Node, order: Order) -> bool:
+    """Whether a call goes along rows, and would go across short ones: slower than permuting."""
+    if node.target not in _ROWWISE or node.args[1] != len(order) - 1:
+        return False
+    across = [size for d, size in zip(order, shape_of(node), strict=True) if d > order[-1]]
+    known = all(isinstance(size, int) for size in across)
+    return bool(across) and known and math.prod(across) < _SHORTEST_ROW
 
 
 def _order_of(permute: fx.Node) -> Order:

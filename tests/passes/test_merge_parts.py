@@ -186,6 +186,15 @@ def test_a_part_without_a_permute_outweighs_one() -> None:
     check_pass(MergeParts(), model, X, after={"permute": 2})
 
 
+def test_two_permutes_do_not_outweigh_a_part_without_one() -> None:
+    def cut(x: torch.Tensor) -> Any:
+        q, k, v = x.reshape(2, 5, 3, 8).split(1, 2)
+        return q.permute(0, 2, 1, 3), k.permute(0, 2, 1, 3), v
+
+    model = Attention(cut, lambda q, k, v: (q * k).sum() + v.cos())
+    check_pass(MergeParts(), model, X, rewrites=0)
+
+
 def test_moved_parts_that_are_outputs_stay() -> None:
     def cut(x: torch.Tensor) -> Any:
         return [part.mT for part in x.chunk(3, -1)]

@@ -82,6 +82,7 @@ def test_every_rule_has_a_test() -> None:
         (lambda x: x[0].mean((1, 2), keepdim=True), None),
         (lambda x: x.mean(3, dtype=torch.float32).mean(2), None),
         (lambda x: x.mean(3).sum(2), None),
+        (lambda x: x.sum((0, 1)).sum(()), None),
         (lambda x: x.mean(3, keepdim=True).mean(2), None),
         (lambda x: x.flatten(2).mean(1), None),
         (lambda x: x.flatten(2).mean(-1, keepdim=True), None),
@@ -94,6 +95,13 @@ def test_what_stays(pool: Callable[[Any], Any], reason: str | None) -> None:
         after={"adaptive_max_pool2d": "max_pool" in str(pool.__code__.co_names)},
         misses=None if reason is None else [reason],
     )  # fmt: skip
+
+
+def test_no_dimensions_are_all_of_them() -> None:
+    x = torch.randn(2, 3, 4, 6)
+    for pool in (lambda x: x.sum(3).sum(()), lambda x: x.amax(()).cos()):
+        graph, _ = check_pass(ReplacePools(), Pool(pool), x)
+        assert torch.allclose(graph(x.double()), pool(x.double()))
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,7 @@ def test_permutes_meet(function: Callable[[Any, Any], Any], left: int) -> None:
         lambda m, x: first(x.relu()),
         lambda m, x: first(F.layer_norm(last(x), (3,), m.per_channel)),
         lambda m, x: first(F.linear(last(x), m.per_channel[None])),
+        lambda m, x: last(first(x.mT).softmax(-1)),
         lambda m, x: last(x).relu() + x.reshape(2, 4, 5, 3),
         lambda m, x: first(F.pad(last(x), (1, 1, 1, 1), mode="reflect")),
         lambda m, x: first(last(x) + x[0, :, 0, 0]),
@@ -112,6 +113,23 @@ def test_a_residual_stream_is_flipped_as_a_whole() -> None:
             return first(x)
 
     check_pass(SinkPermutes(), Stream(), X, before={"permute": 8}, after={"permute": 0})
+
+
+def test_a_stream_that_convolutions_read_keeps_their_order() -> None:
+    class Stream(torch.nn.Module):
+        """Normalizes channels last between convolutions, as ConvNeXt does."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.convs = torch.nn.ModuleList(torch.nn.Conv2d(3, 3, 1) for _ in range(3))
+            self.norm = torch.nn.LayerNorm(3)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            for conv in self.convs:
+                x = x + first(self.norm(last(conv(x))))
+            return self.norm(last(x))
+
+    check_pass(SinkPermutes(), Stream(), X, rewrites=0)
 
 
 def test_tied_weights_and_other_users_keep_theirs() -> None:
