@@ -12,6 +12,7 @@ import torch
 from fxopt.artefact import read_artefact, write_artefact
 from fxopt.contract import Pass
 from fxopt.graph_module import GraphModule
+from fxopt.passes.expand_attention import ExpandAttention
 
 
 class EagerExecutable:
@@ -40,7 +41,8 @@ class Eager:
 
     name: ClassVar[str] = "eager"
     suffix: ClassVar[str] = ".fxopt"
-    legalize: ClassVar[tuple[Pass, ...]] = ()
+    # attention that PyTorch has no fused kernel for is slower as one operator than as products
+    legalize: ClassVar[tuple[Pass, ...]] = (ExpandAttention(keep_fast=True),)
 
     def missing(self) -> str | None:
         """PyTorch is always there."""

@@ -50,6 +50,7 @@ DEFAULT: tuple[Pass, ...] = (
     MergeParts(),
     MergeMoves(),  # when the norms between two reshapes are gone, and selections are splits
     ReplaceShuffles(),  # of moves that are as few as they get
+    FuseAttention(),  # after moves: it turns keys and values as their layer left them
     MergeDuplicates(),  # after the folds: a layer that two users share would not fold
     RemoveDeadNodes(),  # last: what the others left without users
 )

@@ -16,10 +16,11 @@ Then all attentions, also those that were one call before: a constant mask that 
 a constant triangle becomes `is_causal`, and keys and values whose heads are repeated become
 `enable_gqa`.
 
-A float mask is added, so a row that a mask hides with the lowest number stays uniform. PyTorch's
-kernel gives 0 for a row of scores that is −inf throughout, and softmax nan; its CPU kernel also
-gives 0 where all scores of a row are nan. This pass counts on finite q and k, whose product does
-not overflow, and checks the masks. The weights are rounded to half precision later than before.
+A float mask is added, so a row that a mask hides with the lowest number stays uniform (its scores,
+filled over before, then get a gradient). For a row of scores that is −inf throughout, PyTorch's
+kernels give 0, and softmax nan; its fused CPU kernel also gives 0 where all scores of a row are
+nan. This pass counts on finite q and k, whose product does not overflow, and checks the masks. The
+weights are rounded to half precision later than before.
 
 Left alone: a mask with −inf that may hide a whole row; scores that are filled with a number of
 ordinary size, which is another function than adding it; weights or scores that are used elsewhere,

@@ -342,7 +342,7 @@ side; all else it computes in plain products, with more steps than by hand.
 def markdown(rows: dict[str, Any]) -> str:
     """Return all rows as a Markdown page."""
     table = "| network | before | after | left |\n|---|---|---|---|\n"
-    found = {name: row for name, row in rows.items() if name != "times"}
+    found = {name: rows[name] for name in sorted(rows) if name != "times"}
     for name, row in found.items():
         if "error" in row:
             table += f"| {name} | | | {row['error']} |\n"
