@@ -13,6 +13,7 @@ from fxopt.artefact import read_artefact, write_artefact
 from fxopt.contract import Pass
 from fxopt.graph_module import GraphModule
 from fxopt.passes.expand_attention import ExpandAttention
+from fxopt.passes.merge_parallel_layers import MergeParallelLayers
 
 
 class EagerExecutable:
@@ -41,8 +42,11 @@ class Eager:
 
     name: ClassVar[str] = "eager"
     suffix: ClassVar[str] = ".fxopt"
-    # attention that PyTorch has no fused kernel for is slower as one operator than as products
-    legalize: ClassVar[tuple[Pass, ...]] = (ExpandAttention(keep_fast=True),)
+    legalize: ClassVar[tuple[Pass, ...]] = (
+        # attention that PyTorch has no fused kernel for is slower as one operator than as products
+        ExpandAttention(keep_fast=True),
+        MergeParallelLayers(),  # starts fewer kernels; a split copies nothing
+    )
 
     def missing(self) -> str | None:
         """PyTorch is always there."""

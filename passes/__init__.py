@@ -47,6 +47,7 @@ DEFAULT: tuple[Pass, ...] = (
     FuseConvBn(),
     FoldScaledSums(),  # when each term of a sum is a layer without a norm of its own
     FoldLinearChains(),  # when the scales and norms between two layers are gone
+    MovePermutes(),  # when what two linear layers share is a plain permute
     MergeParts(),
     MergeMoves(),  # when the norms between two reshapes are gone, and selections are splits
     ReplaceShuffles(),  # of moves that are as few as they get
