@@ -7,8 +7,8 @@ table, and whatever the state file holds. Each file is counted as it was written
 Runtime's extended optimisation. The peers start from `torch.onnx.export(dynamo=True,
 optimize=True)`, constants folded by onnxscript. Batch-norm statistics and constant parameters are
 randomized, so that no peer folds what only a fresh network allows. A row is written to the state
-file as soon as it is there, so that a stopped run goes on where it was. onnxsim and onnxslim must
-be installed.
+file as soon as it is there, so that a stopped run goes on where it was. The peers come with
+`pip install 'fxopt[size]'`.
 """
 
 from __future__ import annotations
