@@ -27,6 +27,7 @@ from fxopt.rewrite import Rewriter
 from fxopt.rules import apply_rules, rule
 from fxopt.testing import noisy
 from tests.models import Counter
+from tests.planted import Planted, WrongTanh
 
 aten = torch.ops.aten
 
@@ -82,14 +83,6 @@ def x() -> torch.Tensor:
 
 
 # -- passes ----------------------------------------------------------------------------------------
-
-
-class Planted:
-    """What all passes here have in common."""
-
-    name: ClassVar[str] = "planted"
-    effect: ClassVar[Effect] = Effect.EXACT
-    requires: ClassVar[tuple[Precondition, ...]] = ()
 
 
 @dataclass(frozen=True)
@@ -611,19 +604,6 @@ def test_a_captured_graph_may_be_given(chain: nn.Module, x: torch.Tensor) -> Non
 
 
 # -- backends --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class WrongTanh(Eager):
-    """A backend that runs PyTorch, and every tanh as a sigmoid."""
-
-    name: ClassVar[str] = "wrong-tanh"
-
-    def lower(self, graph: GraphModule) -> EagerExecutable:
-        for node in graph.find(aten.tanh.default):
-            node.target = aten.sigmoid.default
-        graph.recompile()
-        return EagerExecutable(graph)
 
 
 @dataclass(frozen=True)

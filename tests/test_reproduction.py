@@ -20,28 +20,20 @@ import torch.nn.functional as F
 from torch import nn
 
 import fxopt
-from fxopt.backends.eager import Eager, EagerExecutable
 from fxopt.bisection import Bisection
 from fxopt.bisection.fragment import fragment
 from fxopt.bisection.module_code import ModuleCode, Unspellable
-from fxopt.contract import Effect, PassResult, Precondition
+from fxopt.contract import Effect, PassResult
 from fxopt.graph_module import GraphModule
 from fxopt.rewrite import Rewriter
 from fxopt.testing import noisy
+from tests.planted import Planted, WrongTanh
 
 aten = torch.ops.aten
 ROOT = Path(__file__).parent.parent
 
 
 # -- passes ----------------------------------------------------------------------------------------
-
-
-class Planted:
-    """What all passes here have in common."""
-
-    name: ClassVar[str] = "planted"
-    effect: ClassVar[Effect] = Effect.EXACT
-    requires: ClassVar[tuple[Precondition, ...]] = ()
 
 
 @dataclass(frozen=True)
@@ -143,19 +135,6 @@ class FailsAtTanh(Planted):
         if graph.find(aten.tanh.default):
             raise ZeroDivisionError("a tanh")
         return rewriter.result()
-
-
-@dataclass(frozen=True)
-class WrongTanh(Eager):
-    """A backend that runs every tanh as a sigmoid."""
-
-    name: ClassVar[str] = "wrong-tanh"
-
-    def lower(self, graph: GraphModule) -> EagerExecutable:
-        for node in graph.find(aten.tanh.default):
-            node.target = aten.sigmoid.default
-        graph.recompile()
-        return EagerExecutable(graph)
 
 
 class Blocks(nn.Module):
@@ -307,7 +286,7 @@ def test_a_failure_is_reproduced(write: Write) -> None:
 def test_what_a_backend_gets_wrong_is_reproduced(write: Write) -> None:
     found, text = write(backend=WrongTanh())
     assert found.blame == "backend" and found.script.calls == 1 and found.script.confirmed
-    assert 'BACKEND = "tests.test_reproduction:WrongTanh"' in text
+    assert 'BACKEND = "tests.planted:WrongTanh"' in text
     assert "fxopt.lower(optimized, backend=BACKEND)" in text and "PASS" not in text
 
 

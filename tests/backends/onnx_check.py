@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,17 +14,7 @@ from fxopt.backends.onnx import Onnx
 from fxopt.backends.onnx.executable import OnnxExecutable
 from fxopt.capture import capture
 from fxopt.pipeline import run_pass
-
-
-class Function(nn.Module):
-    """A function as a model."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *args: Any) -> Any:
-        return self.function(*args)
+from tests.models import Function
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

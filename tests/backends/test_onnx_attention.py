@@ -13,7 +13,8 @@ from torch import nn
 import fxopt
 from fxopt.errors import LoweringError
 from fxopt.passes import FuseAttention
-from tests.backends.onnx_check import Function, check, lowered, noisy, normal
+from tests.backends.onnx_check import check, lowered, noisy, normal
+from tests.models import Function
 
 attend = F.scaled_dot_product_attention
 

@@ -19,18 +19,9 @@ import fxopt
 from fxopt.backends.torchscript import TorchScript
 from fxopt.errors import ArtefactError, LoweringError, ShapeError
 from fxopt.vision import is_installed
-from tests.models import ConvBnRelu, Counter, Residual, Tokens
+from tests.models import ConvBnRelu, Counter, Function, Residual, Tokens
 
 needs_torchvision = pytest.mark.skipif(not is_installed(), reason="torchvision is not installed")
-
-
-class Function(nn.Module):
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: torch.Tensor) -> Any:
-        return self.function(x)
 
 
 def check(

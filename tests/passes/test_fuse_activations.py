@@ -18,6 +18,7 @@ from fxopt.graph_module import GraphModule
 from fxopt.passes.fuse_activations import RULES, FuseActivations
 from fxopt.testing import check_pass, op_counts, relative_error
 from fxopt.text import graph_text
+from tests.models import Function
 
 X = torch.randn(2, 4, 6, generator=torch.Generator().manual_seed(0)) * 3
 INF, NAN = float("inf"), float("nan")
@@ -26,17 +27,6 @@ SPECIAL = torch.tensor([
     NAN, INF, -INF, -0.0, 0.0, 1e-45, -1e-45, 1e-20, -1e-20, 1e-8, -1e-8, 1e37, -1e37, 0.5, -0.5,
     1.0, -1.0, 2.5, 3.0, -3.0, 6.0, -6.0, 20.0, -20.0, 100.0, -100.0, 1e13, -1e13,
 ])  # fmt: skip
-
-
-class Function(torch.nn.Module):
-    """A function of one tensor as a module."""
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: torch.Tensor) -> Any:
-        return self.function(x)
 
 
 def run(

@@ -17,22 +17,12 @@ from fxopt.graph_module import GraphModule
 from fxopt.passes.remove_no_ops import RULES, RemoveNoOps
 from fxopt.testing import check_pass, op_counts, relative_error
 from fxopt.text import graph_text
+from tests.models import Function
 
 aten = torch.ops.aten
 X = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
 IMAGE = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
 SPECIAL = torch.tensor([float("nan"), float("inf"), -float("inf"), -0.0, 0.0, 1e-45, -3e38, 2.5])
-
-
-class Function(torch.nn.Module):
-    """A function of one tensor as a module."""
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: torch.Tensor) -> Any:
-        return self.function(x)
 
 
 def run(

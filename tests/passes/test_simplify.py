@@ -16,6 +16,7 @@ from fxopt.graph_module import GraphModule
 from fxopt.passes.simplify import RULES, Simplify
 from fxopt.testing import check_pass, op_counts, relative_error
 from fxopt.text import graph_text
+from tests.models import Function
 
 aten = torch.ops.aten
 X = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)) * 3
@@ -27,17 +28,6 @@ SPECIAL = torch.tensor([
     NAN, INF, -INF, -0.0, 0.0, 1e-45, -1e-45, 1e-20, 3e38, -3e38, 0.5, -0.5, 1.0, -1.0, 2.5, 3.0,
     -3.0, 6.0,
 ])  # fmt: skip
-
-
-class Function(torch.nn.Module):
-    """A function of one tensor as a module."""
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: torch.Tensor) -> Any:
-        return self.function(x)
 
 
 def run(
