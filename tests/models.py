@@ -11,14 +11,14 @@ from torch import nn
 
 
 class Function(nn.Module):
-    """A function of tensors as a module."""
+    """A function of tensors as a module; its first input is called x."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__()
         self.function = function
 
-    def forward(self, *args: Any) -> Any:
-        return self.function(*args)
+    def forward(self, x: Any, *others: Any) -> Any:
+        return self.function(x, *others)
 
 
 class ConvBnRelu(nn.Sequential):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,17 @@ from fxopt.backends.onnx import Onnx
 from fxopt.backends.onnx.executable import OnnxExecutable
 from fxopt.capture import capture
 from fxopt.pipeline import run_pass
-from tests.models import Function
+
+
+class Function(nn.Module):
+    """A function of any number of tensors as a module, which are its inputs alike."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Any) -> Any:
+        return self.function(*args)
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

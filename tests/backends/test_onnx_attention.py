@@ -13,8 +13,7 @@ from torch import nn
 import fxopt
 from fxopt.errors import LoweringError
 from fxopt.passes import FuseAttention
-from tests.backends.onnx_check import check, lowered, noisy, normal
-from tests.models import Function
+from tests.backends.onnx_check import Function, check, lowered, noisy, normal
 
 attend = F.scaled_dot_product_attention
 
