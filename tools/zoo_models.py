@@ -80,7 +80,7 @@ def randomize(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
             elif name.endswith("running_var"):
                 buffer.copy_(0.75 + 0.5 * noise(buffer).abs())
         for parameter in model.parameters():
-            if parameter.is_floating_point() and parameter.numel() > 1:
+            if parameter.is_floating_point() and parameter.numel():
                 if bool((parameter == parameter.flatten()[0]).all()):
                     value = parameter.flatten()[0].item()
                     scale = 0.1 if abs(value) > 0.1 else 0.02

@@ -56,6 +56,7 @@ class Emitter(Builder):
         self.on_cpu = on_cpu
         self.node: fx.Node = graph.output_node  # the node being emitted
         self.state: dict[str, Value] = parent.state if parent else {}  # mutated constants: inputs
+        self.slices: dict[fx.Node, Any] = {}  # begun, and left to the slice that follows
         self._computed: dict[Any, Value] = dict(parent._computed) if parent else {}
         self._values: dict[fx.Node, Any] = {}
         self._shadowed: dict[Value, Value] = {}

@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from torch import fx
 
 from fxopt.backends.onnx.describe import shape_of
 from fxopt.backends.onnx.emit import Emitter, Value
 from fxopt.backends.onnx.registry import emits
+from fxopt.shapes import is_static_shape
 
 END = 2**63 - 1  # how ATen and ONNX write "to the end"
 
 
 @emits("slice.Tensor", moves=True)
-def _slice(e: Emitter, x: Any, dim: int, start: Any, end: Any, step: Any) -> Value:
+def _slice(e: Emitter, x: Any, dim: int, start: Any, end: Any, step: Any) -> Value | None:
+    """One Slice for a chain of them along different axes: all but the last emit nothing."""
     start, end = 0 if start is None else start, END if end is None else end
-    if start == 0 and end == END and step == 1:
-        return e.value(x)
-    return e.op("Slice", x, [start], [end], [dim], None if step == 1 else [step])
+    source, bounds = e.slices.pop(x, (x, {}))
+    if start != 0 or end != END or step != 1:
+        bounds = {**bounds, dim: (start, end, step)}
+    if _goes_on(e.node, bounds):
+        e.slices[e.node] = source, bounds
+        return None
+    if not bounds:
+        return e.value(source)
+    starts, ends, steps = map(list, zip(*bounds.values(), strict=True))
+    return e.op("Slice", source, starts, ends, list(bounds), steps if set(steps) != {1} else None)
+
+
+def _goes_on(node: fx.Node, bounds: Mapping[int, Any]) -> bool:
+    """Whether all that reads a slice is a slice along another axis; their sizes are numbers."""
+    users = list(node.users)
+    if len(users) != 1 or users[0].target is not torch.ops.aten.slice.Tensor:
+        return False
+    (user,) = users
+    numbers = all(isinstance(n, int) for n in (*user.args[2:], *itertools.chain(*bounds.values())))
+    return numbers and user.args[1] not in bounds and is_static_shape(node)
 
 
 @emits("narrow", moves=True)

@@ -393,3 +393,22 @@ def test_reduction(name: str) -> None:
         check(reduce, (normal(3, 4, 5),))
     if name in ("sum", "mean", "amax", "std", "logsumexp"):
         check(lambda x: (reduce(x, (0, 2)), reduce(x, (1, 2), keepdim=True)), (positive(3, 4, 5),))
+
+
+@pytest.mark.parametrize(
+    ("function", "count"),
+    [
+        (lambda x: x[1:, 1:3, ::2] + 1, 1),
+        (lambda x: x[1:, 1:][:2] + 1, 2),  # one axis twice
+        (lambda x: (x[1:][:, 2:] + 1, x[1:].relu()), 2),  # what is between has another reader
+        (lambda x: (x[1:], x[1:][:, 2:]), 2),
+        (lambda x: x[1:][:, 2:], 1),
+        (lambda x: x[1:, 1:][:, :, 1:][:, :, :-1] + 1, 2),
+    ],
+)
+def test_slices_along_several_axes_are_one(function: Callable[..., Any], count: int) -> None:
+    assert check(function, (normal(4, 5, 6),)).op_counts()["Slice"] == count
+
+
+def test_slices_of_symbolic_sizes_stay_apart() -> None:
+    check(lambda x: x[1:, 1:].relu(), (normal(4, 5),), dynamic_shapes=({0: "n"},))
