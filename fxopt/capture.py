@@ -282,16 +282,20 @@ def _quiet() -> Iterator[None]:
     """Silence what torch says about itself while it exports."""
     known = logging.root.manager.loggerDict
     loggers = [logging.getLogger(name) for name in list(known) if name.split(".")[0] == "torch"]
-    levels = [logger.level for logger in loggers]
+    were_disabled = [logger.disabled for logger in loggers]
+    top = logging.getLogger("torch")  # for loggers that are made meanwhile
+    level = top.level
+    top.setLevel(logging.CRITICAL + 1)
     for logger in loggers:
-        logger.setLevel(logging.CRITICAL + 1)
+        logger.disabled = True  # each setLevel would empty the caches of all loggers
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        for logger, was_disabled in zip(loggers, were_disabled, strict=True):
+            logger.disabled = was_disabled
+        top.setLevel(level)
 
 
 def _try(model: torch.nn.Module, inputs: Inputs) -> Any:
