@@ -104,6 +104,7 @@ def _members(graph: GraphModule, *, with_examples: bool) -> dict[str, Content]:
         "ties": {name: list(names) for name, names in sorted(info.ties.items())},
         "regularizers": list(info.regularizers),
         "recipes": [[recipe.name, list(recipe.sources)] for recipe in info.recipes],
+        "looked_at": {name: list(by) for name, by in sorted(info.looked_at.items())},
     }
     members: dict[str, Content] = {GRAPH: dump(content).encode(), CONSTANTS: tensors}
     return members | ({EXAMPLES: values} if with_examples else {})

@@ -13,7 +13,7 @@ from torch._ops import HigherOrderOperator, OpOverload
 from fxopt.errors import DialectError, OptionError
 from fxopt.graph_module import GraphModule
 from fxopt.normalize import canonical
-from fxopt.shapes import describe, fake_of, infer
+from fxopt.shapes import describe, fake_of, infer, is_tensor
 
 aten = torch.ops.aten
 Check = Callable[[GraphModule], Iterator[str]]
@@ -60,6 +60,8 @@ def _has_known_nodes(graph: GraphModule) -> Iterator[str]:
         elif node.op == "call_function":
             if not is_operator(node.target):
                 yield f"{node.name} calls {node.target}, which is not an operator"
+            elif node.target is operator.getitem and is_tensor(node.args[0]):
+                yield f"{node.name} indexes a tensor; that is select, slice or unsqueeze"
 
 
 _PLAIN_MODULES = {operator.getitem.__module__, "math", "torch", "torch.fx.experimental.sym_node"}

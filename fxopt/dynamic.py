@@ -313,14 +313,14 @@ def conditions(mode: Any, leaves: Sequence[Any]) -> tuple[tuple[Any, ...], set[A
     kept: dict[Any, None] = {}
     small: set[Any] = set()
     for guard in env.guards:
-        if _is_about_small_sizes(guard.expr) and _is_internal(guard.sloc):
+        if is_about_small_sizes(guard.expr) and _is_internal(guard.sloc):
             small |= guard.expr.free_symbols
         elif guard.expr.free_symbols and guard.expr.free_symbols <= known:
             kept[guard.expr] = None
     return tuple(kept), small
 
 
-def _is_about_small_sizes(condition: Any) -> bool:
+def is_about_small_sizes(condition: Any) -> bool:
     """Whether a condition sets small sizes apart: it is no equation, and holds for larger ones."""
     relation = isinstance(condition, sympy.core.relational.Relational)
     if not relation or isinstance(condition, sympy.Eq):

@@ -49,6 +49,7 @@ class GraphInfo:
     state: frozenset[str] = frozenset()  # those of them that stand in the model's state_dict
     held: dict[str, torch.Tensor] = field(default_factory=dict)  # erased ones that do not
     ties: dict[str, tuple[str, ...]] = field(default_factory=dict)  # all names of a tied constant
+    looked_at: dict[str, tuple[str, str]] = field(default_factory=dict)  # by rules; see replay
     unused: frozenset[str] = frozenset()  # names in the model's state_dict that no node needs
     regularizers: tuple[str, ...] = ()  # active in training only, and absent from this graph
     story: Story | None = None
@@ -464,6 +465,7 @@ class GraphModule(fx.GraphModule):
             self.info.shares_storage = True
         twin.meta = {**self.meta, "fxopt": replace(
             self.info, recipes=list(self.info.recipes), held=dict(self.info.held),
+            looked_at=dict(self.info.looked_at),
             shares_storage=shares_storage
         )}
         fx.GraphModule.graph.fset(twin, graph)  # type: ignore[attr-defined]

@@ -2,14 +2,16 @@
 
 Matching goes from the root to the inputs. Wherever there is a choice (the order of operands, an
 alternative, one repetition more or less) it tries each, and goes back where what follows does not
-fit. What fails is remembered by how far it came, for `fxopt.explain`.
+fit. What does not match at a node with what the symbols stand for is not tried there again,
+and a search ends without a match after `MOST_STEPS` steps. What fails is remembered by how far it
+came, for `fxopt.explain`.
 """
 
 from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +25,7 @@ from fxopt.pattern import (
     AnyCall,
     AnyOf,
     CallPattern,
+    Counted,
     Each,
     Match,
     Named,
@@ -37,7 +40,11 @@ from fxopt.pattern import (
     operator_text,
     pattern_text,
     root_targets,
+    shared_symbols,
+    siblings_of,
+    turned_round,
 )
+from fxopt.sizes import SizeAsked, names_of_sizes, sizes_are_symbolic, undecided
 from fxopt.spelling import ANY
 
 aten = torch.ops.aten
@@ -52,6 +59,7 @@ COMMUTATIVE = {
 Condition = Callable[[Any], Any]
 
 MOST_CANDIDATES = 64  # users of one value that are looked at for a further output
+MOST_STEPS = 20_000  # comparisons of a pattern with a value, and candidates, in one search
 
 
 @dataclass
@@ -68,8 +76,16 @@ class Attempt:
             self.covered, self.failure, self.nodes = len(nodes), reason(), nodes
 
 
+    def give_up(self, reason: str) -> None:
+        """Remember that the search went no further."""
+        self.failure = f"{self.failure}; {reason}" if self.failure else reason
+
+
 class _Silent(Attempt):
     """The attempt of somebody who does not ask."""
+
+    def give_up(self, reason: str) -> None:
+        """Remember nothing."""
 
     def fail(self, nodes: tuple[fx.Node, ...], reason: Callable[[], str]) -> None:
         """Remember nothing."""
@@ -89,6 +105,17 @@ class _State:
 _States = Iterator[_State]
 
 
+@dataclass
+class _Steps:
+    """How many comparisons a search has made, and how many candidates it has listed."""
+
+    used: int = 0
+
+
+class _TooLong(Exception):
+    """A search has made all the steps that it may make."""
+
+
 def find(
     pattern: Any,
     node: fx.Node,
@@ -97,12 +124,15 @@ def find(
 ) -> Match | None:
     """Return the first match of `pattern` with its (first) root at `node`, or None."""
     search = _Search(conditions or {}, attempt or _SILENT)
-    if not isinstance(pattern, Outputs):
-        for state in search.match(pattern, node, _State()):
-            return _match((node,), state)
-        return None
-    for roots, state in search.outputs(pattern.patterns[1:], (node,), pattern.patterns[0]):
-        return _match(roots, state)
+    try:
+        if not isinstance(pattern, Outputs):
+            for state in search.match(pattern, node, _State()):
+                return _match((node,), state)
+            return None
+        for roots, state in search.outputs(pattern.patterns[1:], (node,), pattern.patterns[0]):
+            return _match(roots, state)
+    except _TooLong:
+        search.attempt.give_up(f"the search was cut off after {MOST_STEPS} steps")
     return None
 
 
@@ -111,15 +141,23 @@ def _match(roots: tuple[fx.Node, ...], state: _State) -> Match:
 
 
 def _gathered(bound: Mapping[str, Any]) -> dict[str, Any]:
-    """Put what stands for a#0, a#1, … into one list called a."""
-    values: dict[str, Any] = {}
-    for name in sorted((n for n in bound if "#" in n), key=_index_of):
-        values.setdefault(name.split("#")[0], []).append(bound[name])
-    return {**{name: value for name, value in bound.items() if "#" not in name}, **values}
+    """Put what stands for a#0, a#1, … into one list called a, with None where there is nothing.
+
+    How many items a list has stands under "a#"; the items of lists in lists are a#0#0, a#0#1, …
+    """
+
+    def gathered(name: str) -> Any:
+        count = bound.get(f"{name}#")
+        if count is None:
+            return bound.get(name)
+        return [gathered(f"{name}#{index}") for index in range(count)]
+
+    return {name: gathered(name) for name in dict.fromkeys(n.split("#")[0] for n in bound)}
 
 
-def _index_of(name: str) -> list[int]:
-    return [int(index) for index in name.split("#")[1:]]
+def _with_counts(state: _State, names: Iterable[str], count: int) -> _State:
+    counts = {f"{name}#": count for name in names}
+    return _State({**state.bound, **counts}, state.nodes) if counts else state
 
 
 @dataclass(frozen=True)
@@ -128,6 +166,8 @@ class _Search:
 
     conditions: Mapping[str, Condition]
     attempt: Attempt
+    failed: set[Any] = field(default_factory=set)  # what matches nowhere, as `_key` writes it
+    steps: _Steps = field(default_factory=lambda: _Steps())
 
     # -- several outputs ----------------------------------------------------------------------
 
@@ -145,22 +185,76 @@ class _Search:
             yield roots, state
             return
         pattern, *rest = others
-        for node in _candidates(pattern, state, roots):
+        candidates = self._candidates(pattern, state, roots)
+        key = None if rest else (tuple(candidates), self._key(pattern, None, state))
+        if key is not None and key in self.failed:
+            return
+        matched = False
+        for node in candidates:
             for further in self.match(pattern, node, state):
+                matched = True
                 yield from self._further(rest, (*roots, node), further)
+        if key is not None and not matched:
+            self.failed.add(key)
         text = pattern_text(pattern)
         self.attempt.fail(state.nodes, lambda: f"nothing beside it is {text}")
+
+    def _candidates(
+        self, pattern: Any, state: _State, roots: tuple[fx.Node, ...]
+    ) -> list[fx.Node]:
+        """Return where a further output may have its root: downstream of what is matched."""
+        targets = root_targets(pattern)
+        bound = (value for value in state.bound.values() if isinstance(value, fx.Node))
+        level = list(dict.fromkeys((*bound, *state.nodes)))
+        found: dict[fx.Node, None] = {}
+        for _ in range(depth_of(pattern)):
+            level = list(dict.fromkeys(u for n in level for u in _first_users(n) if u not in found))
+            found.update(dict.fromkeys(level))
+        self.steps.used += len(found)
+        return [n for n in found if n not in roots and (targets is None or n.target in targets)]
 
     # -- one value ----------------------------------------------------------------------------
 
     def match(self, pattern: Any, value: Any, state: _State) -> _States:
         """Yield the state after each way in which `pattern` matches `value`."""
+        self.steps.used += 1
+        if self.steps.used > MOST_STEPS:
+            raise _TooLong
         if pattern is ANY:
             yield state
-        elif isinstance(pattern, CallPattern):
+        elif isinstance(pattern, CallPattern) and pattern.target not in COMMUTATIVE:
             yield from self._call(pattern, value, state)
         elif isinstance(pattern, Var):
             yield from self._bind(pattern.name, value, state)
+        elif isinstance(pattern, _WITH_CHOICE) and isinstance(value, fx.Node):
+            key = self._key(pattern, value, state)
+            if key in self.failed:
+                return
+            matched = False
+            for after in self._inside(pattern, value, state):
+                matched = True
+                yield after
+            if not matched:
+                self.failed.add(key)
+        elif isinstance(pattern, (list, Each)):
+            yield from self._list(pattern, value, state)
+        elif isinstance(pattern, _WITH_INSIDE):
+            yield from self._inside(pattern, value, state)
+        elif _is_literal(pattern, value):
+            yield state
+        else:
+            self.attempt.fail(state.nodes, lambda: f"{pattern_text(pattern)} wanted, {_is(value)}")
+
+    def _key(self, pattern: Any, value: Any, state: _State) -> Any:
+        """Return all on which it depends whether a pattern matches a node."""
+        known = shared_symbols(pattern).intersection(state.bound) if state.bound else ()
+        bound = tuple((name, _identity(state.bound[name])) for name in sorted(known))
+        return id(pattern), value, bound
+
+    def _inside(self, pattern: Any, value: Any, state: _State) -> _States:
+        """Match a pattern that holds others."""
+        if isinstance(pattern, CallPattern):
+            yield from self._call(pattern, value, state)
         elif isinstance(pattern, AnyOf):
             for choice in pattern.choices:
                 yield from self.match(choice, value, state)
@@ -171,14 +265,11 @@ class _Search:
             yield from self.match(pattern.unrolled(0), value, state)
         elif isinstance(pattern, _Deeper):
             yield from self.match(pattern.unrolled(), value, state)
-        elif isinstance(pattern, AnyCall):
-            yield from self._any_call(pattern, value, state)
-        elif isinstance(pattern, (list, Each)):
-            yield from self._list(pattern, value, state)
-        elif _is_literal(pattern, value):
-            yield state
+        elif isinstance(pattern, Counted):
+            for after in self.match(pattern.pattern, value, state):
+                yield _with_counts(after, pattern.names, pattern.count)
         else:
-            self.attempt.fail(state.nodes, lambda: f"{pattern_text(pattern)} wanted, {_is(value)}")
+            yield from self._any_call(pattern, value, state)
 
     def _bind(self, name: str, value: Any, state: _State) -> _States:
         if name in state.bound:
@@ -190,7 +281,7 @@ class _Search:
                 )
             return
         condition = self.conditions.get(name.split("#")[0])
-        answer = True if condition is None else condition(value)
+        answer = True if condition is None else _answer(condition, value)
         if answer is True:
             yield _State({**state.bound, name: value}, state.nodes)
         else:
@@ -208,8 +299,9 @@ class _Search:
         if not isinstance(value, (list, tuple)):
             self.attempt.fail(state.nodes, lambda: f"a list wanted, {_is(value)}")
         elif isinstance(pattern, Each):
-            if value:
-                yield from self._all([(pattern.at(i), v) for i, v in enumerate(value)], state)
+            items = [(pattern.at(index), item) for index, item in enumerate(value)]
+            for after in self._all(items, state) if items else ():
+                yield _with_counts(after, pattern.names, len(items))
         else:
             yield from self._items(pattern, value, state)
 
@@ -271,6 +363,30 @@ class _Search:
                     yield from self._all(pairs, covering)
 
 
+# what is tried in several ways, so that it pays to remember where none fits
+_WITH_CHOICE = (CallPattern, AnyOf, _Deeper)
+_WITH_INSIDE = (CallPattern, AnyCall, AnyOf, Named, Repeated, _Deeper, Counted)
+
+
+def _identity(value: Any) -> Any:
+    """Return something that tells a bound value from others, and can be a key."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_identity, value))
+    return value if isinstance(value, fx.Node) else (type(value), repr(value))
+
+
+def _answer(condition: Condition, value: Any) -> Any:
+    """Ask a condition; one that depends on a symbolic size does not hold."""
+    env = sizes_are_symbolic(value)
+    if env is None:
+        return condition(value)
+    try:
+        with undecided(env, names_of_sizes(value)):
+            return condition(value)
+    except SizeAsked as question:
+        return str(question)
+
+
 def _rest_is_default(node: fx.Node, written: int) -> bool:
     """Whether a call's arguments behind the first few are their operator's defaults."""
     if not isinstance(node.target, OpOverload):
@@ -294,18 +410,6 @@ def _orders(node: fx.Node) -> list[tuple[Any, ...]]:
     return [args]
 
 
-def _candidates(pattern: Any, state: _State, roots: tuple[fx.Node, ...]) -> list[fx.Node]:
-    """Return where a further output may have its root: downstream of what is matched already."""
-    targets = root_targets(pattern)
-    level: list[fx.Node] = [v for v in state.bound.values() if isinstance(v, fx.Node)]
-    level += [node for node in state.nodes if node not in level]
-    found: dict[fx.Node, None] = {}
-    for _ in range(depth_of(pattern)):
-        level = list(dict.fromkeys(u for n in level for u in _first_users(n) if u not in found))
-        found.update(dict.fromkeys(level))
-    return [n for n in found if n not in roots and (targets is None or n.target in targets)]
-
-
 def _first_users(node: fx.Node) -> list[fx.Node]:
     return [user for user, _ in zip(node.users, range(MOST_CANDIDATES), strict=False)]
 
@@ -319,6 +423,12 @@ _spellings: weakref.WeakKeyDictionary[CallPattern, Call] = weakref.WeakKeyDictio
 
 def _spell(pattern: CallPattern, node: fx.Node) -> Call:
     """Return the pattern's call in canonical spelling, with the shapes of the node it meets."""
+    if node.target is not pattern.target:
+        if node.target in siblings_of(pattern):
+            return complete(node.target, pattern.args, pattern.kwargs)
+        other = turned_round(pattern, node.target)
+        if other is not None and not isinstance(node.args[1], fx.Node):
+            return other
     known = _spellings.get(pattern)
     if known is not None:
         return known

@@ -39,8 +39,8 @@ from torch import fx
 from torch._ops import OpOverload, OpOverloadPacket
 
 from fxopt.errors import OptionError
-from fxopt.normalize import ShapeNeeded, canonical
-from fxopt.spelling import ANY, Traced, operator_of
+from fxopt.normalize import Call, ShapeNeeded, canonical
+from fxopt.spelling import ANY, Traced, has_further_results, operator_of, results_of
 
 aten = torch.ops.aten
 F = torch.nn.functional
@@ -116,11 +116,12 @@ class Repeated:
     @functools.cache  # noqa: B019 - patterns live as long as their rules
     def unrolled(self, depth: int) -> Any:
         """Return what stands at this depth: the part around the next depth, or the start."""
+        end = Counted(self.start, self.names, depth)
         if depth >= LONGEST_REPETITION:
-            return self.start
+            return end
         deeper = _Deeper(self, depth + 1)
         part = _replaced(self.part, {self.hole.name: deeper}, self.names, depth)
-        return part if depth < self.least else AnyOf((part, self.start))
+        return part if depth < self.least else AnyOf((part, end))
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +133,15 @@ class _Deeper:
 
     def unrolled(self) -> Any:
         return self.repeated.unrolled(self.depth)
+
+
+@dataclass(frozen=True, eq=False)
+class Counted:
+    """What stands at the end of a repetition: its symbols have one item for each time."""
+
+    pattern: Any
+    names: frozenset[str]
+    count: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,6 +181,8 @@ def parts_of(pattern: Any) -> tuple[Any, ...]:
         return (pattern.part, pattern.start)
     if isinstance(pattern, Each):
         return (pattern.item,)
+    if isinstance(pattern, Counted):
+        return (pattern.pattern,)
     if isinstance(pattern, Outputs):
         return pattern.patterns
     return tuple(pattern) if isinstance(pattern, list) else ()
@@ -202,6 +214,26 @@ def _collect_symbols(pattern: Any, found: dict[str, None], seen: set[int]) -> No
         found[pattern.name] = None
     for part in parts_of(pattern):
         _collect_symbols(part, found, seen)
+
+
+@functools.cache
+def shared_symbols(pattern: Any) -> frozenset[str]:
+    """Return the symbols of a pattern whose value may be known before it is matched."""
+    if isinstance(pattern, _Deeper):
+        return shared_symbols(pattern.repeated)
+    if isinstance(pattern, (Var, Rest)):
+        return frozenset((pattern.name,))
+    inside = frozenset[str]().union(*map(_shared_in, parts_of(pattern)))
+    if isinstance(pattern, (Repeated, Each)):
+        inside -= pattern.names
+    return inside - {pattern.hole.name} if isinstance(pattern, Repeated) else inside
+
+
+def _shared_in(part: Any) -> frozenset[str]:
+    if isinstance(part, list):
+        return frozenset[str]().union(*map(_shared_in, part))
+    inside = is_pattern(part) or isinstance(part, (Each, Rest))
+    return shared_symbols(part) if inside else frozenset()
 
 
 def depth_of(pattern: Any) -> int:
@@ -249,7 +281,11 @@ def _replaced(pattern: Any, values: Mapping[str, Any], names: frozenset[str], in
 class Symbol(Traced):
     """A value inside a pattern that is being recorded."""
 
-    _may_be_number: ClassVar[bool] = True
+    _in_pattern: ClassVar[bool] = True
+
+    @property
+    def _may_be_number(self) -> bool:
+        return not isinstance(self._pattern, (CallPattern, AnyCall))
 
     def __init__(self, pattern: Any) -> None:
         self._pattern = pattern
@@ -263,15 +299,71 @@ class Symbol(Traced):
             raise TypeError("only a symbol can stand for an operator: f(x)")
         return Symbol(AnyCall(self._pattern, tuple(map(_plain, args))))
 
+    def __getattr__(self, name: str) -> Any:
+        if name in _QUESTIONS:
+            raise OptionError(f"a pattern cannot ask for '{name}'; a rule can, or a condition.")
+        return super().__getattr__(name)
+
+    def __getitem__(self, index: Any) -> Any:
+        several = _is_list(self._pattern)
+        if several is False or not isinstance(index, (int, Symbol)):
+            return self._indexed(index)
+        item = Symbol(CallPattern(operator.getitem, (self._pattern, _plain(index))))
+        return item if several else any_of(item, self._indexed(index))
+
+    def _results(self) -> list[str]:
+        pattern = self._pattern
+        while isinstance(pattern, Named):
+            pattern = pattern.pattern
+        return results_of(pattern.target) if isinstance(pattern, CallPattern) else []
+
+    def _whole(self, dim: int) -> Any:
+        if isinstance(self._pattern, Var):
+            return self
+        return any_of(_record(aten.slice.Tensor, (self, dim), {}), self)
+
     def __bool__(self) -> bool:
         raise TypeError("a pattern cannot branch on a value; write one pattern per branch")
 
     def __iter__(self) -> Iterator[Any]:
-        if not isinstance(self._pattern, Var):
+        if isinstance(self._pattern, Var):
+            yield Symbol(Rest(self._pattern.name))
+            return
+        count = _count_of(self._pattern)
+        if count is None:
             raise TypeError("a pattern cannot unpack a value; index it: parts[0]")
-        yield Symbol(Rest(self._pattern.name))
+        yield from (self[index] for index in range(count))
 
-    __hash__ = object.__hash__
+    def __repr__(self) -> str:
+        return pattern_text(self._pattern)
+
+
+_QUESTIONS = ("shape", "dtype", "device", "ndim", "size", "dim", "numel", "stride", "nelement")
+
+
+def _is_list(pattern: Any) -> bool | None:
+    """Whether a pattern stands for a list of tensors; None where either may match."""
+    if isinstance(pattern, CallPattern):
+        return bool(results_of(pattern.target))
+    if isinstance(pattern, Named):
+        return _is_list(pattern.pattern)
+    if isinstance(pattern, (AnyOf, Repeated)):
+        found = {_is_list(one) for one in parts_of(pattern)}
+        return found.pop() if len(found) == 1 else None
+    return None
+
+
+def _count_of(pattern: Any) -> int | None:
+    """Return how many values a call of a pattern returns, where its text tells."""
+    if not isinstance(pattern, CallPattern):
+        return None
+    if pattern.target is aten.chunk.default and isinstance(pattern.args[1], int):
+        return pattern.args[1]
+    sizes = pattern.args[1] if len(pattern.args) > 1 else None
+    if pattern.target in (aten.split_with_sizes.default, aten.split.sizes):
+        return len(sizes) if isinstance(sizes, list) else None
+    names = results_of(pattern.target)
+    return len(names) if len(names) > 1 else None
 
 
 def symbols(names: str) -> Any:
@@ -304,6 +396,11 @@ def repeated(part: Callable[..., Any], value: Any, *, at_least: int = 0) -> Any:
     The part's first parameter is what it stands around, the others are symbols; a rule gets a list
     of what each was, the outermost first.
     """
+    if not 0 <= at_least <= LONGEST_REPETITION:
+        raise OptionError(
+            f"repeated: at_least is {at_least}; a part is looked for at most {LONGEST_REPETITION} "
+            "times."
+        )
     hole, *names = _parameters(part)
     symbol = Symbol(Var(f"<{hole}:{next(_holes)}>"))  # one that no other repetition has
     body = _plain(part(symbol, *(Symbol(Var(name)) for name in names)))
@@ -354,15 +451,34 @@ def _parameters(part: Callable[..., Any]) -> list[str]:
     return list(inspect.signature(part).parameters)
 
 
-def _record(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Symbol:
+def _record(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     args = tuple(_unwrapped(a) for a in args)
+    _check_function(function)
     target, args, kwargs = operator_of(function, args, kwargs)
     plain = [_plain(a) for a in args]
     if plain and plain[-1] is ANY and isinstance(target, OpOverload):
         names = [a.name for a in target._schema.arguments if not a.kwarg_only]
         plain = plain[:-1] + [ANY] * (len(names) - len(plain) + 1)
         kwargs = {a.name: ANY for a in target._schema.arguments if a.kwarg_only} | kwargs
-    return Symbol(CallPattern(target, tuple(plain), {k: _plain(v) for k, v in kwargs.items()}))
+    call = Symbol(CallPattern(target, tuple(plain), {k: _plain(v) for k, v in kwargs.items()}))
+    return call[0] if has_further_results(function) else call
+
+
+def _check_function(function: Any) -> None:
+    """Raise OptionError for a function whose result does not stand in a graph as it is written."""
+    name = function if isinstance(function, str) else getattr(function, "__name__", "")
+    if name in ("tensor", "as_tensor", "from_numpy", "scalar_tensor"):
+        raise OptionError(
+            f"{name}(…) is a constant in a graph. Write the number alone: it matches a constant "
+            "of one element, too."
+        )
+    if name in ("zeros_like", "ones_like"):
+        fill = int(name == "ones_like")
+        raise OptionError(
+            f"{name}(x) does not stand in a graph: with sizes that are known it is "
+            f"torch.full(size, {fill}, ...), with a symbol for the size, and with symbolic ones "
+            f"torch.full_like(x, {fill}, ...). Write any_of both, or the number where one will do."
+        )
 
 
 def _unwrapped(argument: Any) -> Any:
@@ -387,7 +503,7 @@ class _Namespace:
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._module, name)
-        if isinstance(value, types.ModuleType) or value in (torch.ops, aten):
+        if isinstance(value, types.ModuleType) or value is torch.ops or value is aten:
             return _Namespace(value)
         if isinstance(value, OpOverloadPacket):
             return _Packet(value)
@@ -423,9 +539,11 @@ def record(function: Any, fixed: Mapping[str, Any] | None = None) -> Any:
     except OptionError as error:
         raise OptionError(f"The pattern {where} cannot be recorded: {error}") from None
     except Exception as error:
+        hint = " A pattern only calls tensor operators; ask for shapes and values in the rule."
+        if "llipsis" in str(error):
+            hint = " Spell a call with `...` by torch, torch.nn.functional or torch.ops.aten."
         raise OptionError(
-            f"The pattern {where} cannot be recorded: {type(error).__name__}: {error}. "
-            "A pattern only calls tensor operators; ask for shapes and values in the rule."
+            f"The pattern {where} cannot be recorded: {type(error).__name__}: {error}.{hint}"
         ) from error
     for one in pattern.patterns if isinstance(pattern, Outputs) else (pattern,):
         if not _is_call(one):
@@ -438,20 +556,41 @@ def _run(function: Any, fixed: Mapping[str, Any]) -> Any:
         if not isinstance(function, (Symbol, tuple)):
             raise OptionError("it is neither a function nor an expression over symbols.")
         return function
+    of_torch = str(function.__module__).split(".")[0] == "torch"
+    twin = function if of_torch else _twin(function)
+    values: list[Any] = []
+    named = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        default = parameter.default
+        own = fixed.get(name, Symbol(Var(name)) if default is parameter.empty else default)
+        if parameter.kind is parameter.VAR_KEYWORD:
+            raise OptionError(f"'**{name}' is no symbol; write each one, or ... in the call.")
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            values.extend(own)
+        elif parameter.kind is parameter.KEYWORD_ONLY:
+            named[name] = _recording_module(own)
+        else:
+            values.append(_recording_module(own))
+    return twin(*values, **named)
+
+
+def _twin(function: types.FunctionType) -> types.FunctionType:
+    """Return a function that computes the same with torch's functions as they are recorded."""
+    used = _names_in(function.__code__)
     twin = types.FunctionType(
         function.__code__,
-        {name: _recording(value) for name, value in function.__globals__.items()},
+        {n: _recording(v) if n in used else v for n, v in function.__globals__.items()},
         function.__name__,
         function.__defaults__,
         tuple(map(_recording_cell, function.__closure__ or ())),
     )
     twin.__kwdefaults__ = function.__kwdefaults__
-    values = []
-    for name, parameter in inspect.signature(function).parameters.items():
-        default = parameter.default
-        own = fixed.get(name, Symbol(Var(name)) if default is parameter.empty else default)
-        values.append(_recording(own))
-    return twin(*values)
+    return twin
+
+
+def _names_in(code: types.CodeType) -> set[str]:
+    inner = (one for one in code.co_consts if isinstance(one, types.CodeType))
+    return set(code.co_names).union(*map(_names_in, inner))
 
 
 def _outputs(pattern: Any) -> Any:
@@ -471,10 +610,34 @@ def _is_call(pattern: Any) -> bool:
 
 
 def _recording(value: Any) -> Any:
-    known = any(value is module for module in (torch, F, aten, torch.ops))
+    """Return what stands for a name of the function: torch's take `...`, and helpers do so too."""
+    if not isinstance(value, (types.FunctionType, types.BuiltinFunctionType)):
+        return _recording_module(value)
+    place = str(value.__module__ or "").split(".")[0]
+    if place == "torch":
+        return _recorder(value)
+    if isinstance(value, types.BuiltinFunctionType) or place in ("fxopt", "functools"):
+        return value
+    return functools.wraps(value)(_Helper(value))
+
+
+def _recording_module(value: Any) -> Any:
     if isinstance(value, OpOverloadPacket):
         return _Packet(value)
-    return _Namespace(value) if known else value
+    if value is torch.ops or value is aten:
+        return _Namespace(value)
+    of_torch = isinstance(value, types.ModuleType) and value.__name__.split(".")[0] == "torch"
+    return _Namespace(value) if of_torch else value
+
+
+class _Helper:
+    """A function that a pattern calls; it is recorded like the pattern itself."""
+
+    def __init__(self, function: types.FunctionType) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _twin(self._function)(*args, **kwargs)
 
 
 def _recording_cell(cell: types.CellType) -> types.CellType:
@@ -532,7 +695,7 @@ def root_targets(pattern: Any) -> tuple[Any, ...] | None:
     """Return the operators at which a match may have its root, to index rules by; None: any."""
     if isinstance(pattern, CallPattern):
         return _spelled_targets(pattern)
-    if isinstance(pattern, Named):
+    if isinstance(pattern, (Named, Counted)):
         return root_targets(pattern.pattern)
     if isinstance(pattern, Outputs):
         return root_targets(pattern.patterns[0])
@@ -548,7 +711,7 @@ def root_targets(pattern: Any) -> tuple[Any, ...] | None:
 @functools.cache
 def _spelled_targets(pattern: CallPattern) -> tuple[Any, ...]:
     """Return the operators that a call may be written as, by what it is applied to."""
-    found = [pattern.target]
+    found = [pattern.target, *siblings_of(pattern), *_turned_round(pattern)]
     for size, rank in itertools.product((2, 1), (1, 2, 3, 4, 5)):  # squeeze wants a size of 1
         dummy = torch.empty([size] * rank, device="meta")
 
@@ -560,9 +723,66 @@ def _spelled_targets(pattern: CallPattern) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(target for target in found if target is not None))
 
 
+@functools.cache
+def siblings_of(pattern: CallPattern) -> tuple[Any, ...]:
+    """Return the overloads that a call has where its symbols are numbers, or are not."""
+    if not isinstance(pattern.target, OpOverload):
+        return ()
+    packet, arguments = pattern.target.overloadpacket, pattern.target._schema.arguments
+    free = {a.name for a, given in zip(arguments, pattern.args, strict=False) if _is_symbol(given)}
+    others = (getattr(packet, name) for name in packet.overloads()) if free else ()
+    return tuple(
+        other for other in others
+        if other is not pattern.target and not other._schema.is_mutable
+        and _differs_in(free, arguments, other._schema.arguments)
+    )  # fmt: skip
+
+
+def _is_symbol(given: Any) -> bool:
+    return isinstance(given, Var)
+
+
+def _differs_in(free: set[str], own: Any, others: Any) -> bool:
+    """Whether arguments differ only in that some free ones are numbers in the place of tensors."""
+    names = [[(a.name, a.kwarg_only) for a in one] for one in (own, others)]
+    kinds = ((a.name in free, str(a.type), str(b.type)) for a, b in zip(own, others, strict=False))
+    return names[0] == names[1] and all(
+        a == b or is_free and {_kind(a), _kind(b)} == {"Tensor", "number"}
+        for is_free, a, b in kinds
+    )
+
+
+def _kind(type_name: str) -> str:
+    return type_name.removeprefix("Optional[").removesuffix("]")
+
+
+def _turned_round(pattern: CallPattern) -> tuple[Any, ...]:
+    """Return what `s - x` and `s / x` are made of in a graph where s is a number."""
+    if not (pattern.args and _is_symbol(pattern.args[0])):
+        return ()
+    if pattern.target is aten.sub.Tensor:
+        return (aten.rsub.Scalar,)
+    return _DIVISION if pattern.target is aten.div.Tensor else ()
+
+
+_DIVISION = (aten.mul.Tensor, aten.reciprocal.default)
+
+
+@functools.cache
+def turned_round(pattern: CallPattern, target: Any) -> Call | None:
+    """Return `s - x` as rsub(x, s), and `s / x` as mul(reciprocal(x), s)."""
+    if target not in _turned_round(pattern) or target is aten.reciprocal.default:
+        return None
+    number, x = pattern.args[:2]
+    if target is aten.rsub.Scalar:
+        return Call(target, (x, number, pattern.kwargs.get("alpha", 1)), {})
+    return Call(target, (CallPattern(aten.reciprocal.default, (x,)), number), {})
+
+
 def is_pattern(argument: Any) -> bool:
     """Whether an argument of a pattern's call stands for a value of the graph."""
-    return isinstance(argument, (Var, CallPattern, AnyCall, AnyOf, Named, Repeated, _Deeper))
+    kinds = (Var, CallPattern, AnyCall, AnyOf, Named, Repeated, _Deeper, Counted)
+    return isinstance(argument, kinds)
 
 
 def operator_text(target: Any) -> str:
@@ -588,6 +808,8 @@ def pattern_text(pattern: Any) -> str:
         return f"({pattern_text(pattern.part)})* around {pattern_text(pattern.start)}"
     if isinstance(pattern, Each):
         return f"[{pattern_text(pattern.item)}, …]"
+    if isinstance(pattern, Counted):
+        return pattern_text(pattern.pattern)
     if isinstance(pattern, list):
         return f"[{', '.join(map(pattern_text, pattern))}]"
     if isinstance(pattern, AnyCall):

@@ -66,6 +66,9 @@ def rebuild(
     info.ties = {name: _words(names) for name, names in content["ties"].items()}
     info.regularizers = _words(content["regularizers"])
     info.recipes = [_lost_recipe(str(name), _words(of)) for name, of in content["recipes"]]
+    info.looked_at = {
+        name: (str(rule), str(digest)) for name, (rule, digest) in content["looked_at"].items()
+    }
     graph.train_mode(content["training"] is True)
     _check(graph)
     return graph

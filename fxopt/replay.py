@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 
 import torch
@@ -45,6 +46,12 @@ def replay(graph: GraphModule, state_dict: Mapping[str, torch.Tensor]) -> GraphM
                 )
         return known[name]
 
+    for name, (rule, digest) in info.looked_at.items():
+        if name in dirty and _digest(value(name)) != digest:
+            raise OptionError(
+                f"The rule {rule} has looked at the numbers of '{name}', which are others now, so "
+                "the graph it made is wrong for them. Compile the model again."
+            )
     with torch.no_grad():
         for recipe in info.recipes:  # in order, so that no recursion is deep
             if recipe.name in dirty:
@@ -54,6 +61,21 @@ def replay(graph: GraphModule, state_dict: Mapping[str, torch.Tensor]) -> GraphM
     updated.info.shares_storage = False
     updated.recompile()
     return updated
+
+
+def remember_reads(
+    graph: GraphModule, rule: str, names: Mapping[str, tuple[torch.Tensor, int]]
+) -> None:
+    """Note that a rewrite of a rule is right for these constants only as they are now."""
+    for name, (tensor, _) in names.items():
+        if graph.fixed_tensor(name) is None:
+            graph.info.looked_at.setdefault(name, (rule, _digest(tensor)))
+
+
+def _digest(tensor: torch.Tensor) -> str:
+    """Return a short text that other numbers do not have."""
+    plain = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.blake2b(plain.numpy().tobytes(), digest_size=16).hexdigest()
 
 
 def _given(graph: GraphModule, state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -245,6 +245,14 @@ class Rewriter:
         """The nodes that were inserted since the last rewrite."""
         return tuple(self._uncommitted)
 
+    def prune(self, kept: Iterable[fx.Node]) -> None:
+        """Drop the nodes inserted since the last rewrite that nobody uses and nobody returns."""
+        wanted = set(kept)
+        for node in reversed(self._uncommitted):
+            if not node.users and node not in wanted:
+                self._drop(node)
+        self._uncommitted = [node for node in self._uncommitted if not node._erased]
+
     @contextlib.contextmanager
     def on_behalf_of(self, rule: str) -> Iterator[None]:
         """Let what is built inside bear the name of a rule."""
@@ -285,7 +293,7 @@ class Rewriter:
         """Drop the nodes inserted since the last rewrite that nobody uses, and undo moves."""
         for node in reversed(self._uncommitted):
             if not node._erased and not node.users:
-                self._erase(node)
+                self._drop(node)
         self._uncommitted.clear()
         for node, previous in reversed(self._moved):
             previous.append(node)
@@ -338,6 +346,16 @@ class Rewriter:
         if self._created.pop(node, None) is None:
             self._erased[node.name] = None
         self.graph.graph.erase_node(node)
+
+
+    def _drop(self, node: fx.Node) -> None:
+        """Erase a node that was inserted for nothing; a constant goes with its recipe."""
+        self._erase(node)
+        recipes = self.graph.info.recipes
+        if node.op == "get_attr" and recipes and recipes[-1].name == node.target:
+            recipes.pop()
+            self._unreachable.discard(str(node.target))
+            self.graph.delete_constant(str(node.target))
 
 
 def _redirect(old: fx.Node, new: fx.Node, built: set[fx.Node]) -> None:

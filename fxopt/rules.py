@@ -37,6 +37,7 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
+from fxopt import conditions as ready_conditions
 from fxopt.conditions import Condition, equal_to
 from fxopt.contract import Effect, PassResult, Precondition, RuleCount
 from fxopt.effects import effect
@@ -49,6 +50,7 @@ from fxopt.pattern import (
     CallPattern,
     Match,
     Outputs,
+    Var,
     depth_of,
     everything_in,
     needs_of,
@@ -57,9 +59,20 @@ from fxopt.pattern import (
     root_targets,
     symbols_of,
 )
+from fxopt.replay import remember_reads
 from fxopt.rewrite import Rewriter
+from fxopt.sizes import SizeAsked, environment_of, undecided
 from fxopt.spelling import operators_named
-from fxopt.values import Place, Value, new_constant, node_of, values_of
+from fxopt.values import (
+    Place,
+    SizedFactories,
+    Value,
+    new_constant,
+    node_of,
+    reads,
+    values_of,
+    version_of,
+)
 
 __all__ = [
     "Match", "Rule", "RuleSet", "Value", "apply_rules", "new_constant", "rule",
@@ -121,8 +134,9 @@ class Rule:
         for pattern in self.patterns:
             try:
                 found = find(pattern, node, self.conditions, attempt)
-            except FxoptError:
-                raise
+            except FxoptError as error:
+                where = self._place_of(node)
+                raise type(error)(f"A condition of the {where}: {error}") from error
             except Exception as error:
                 raise self._failed(node, error, "A condition of the") from error
             if found is not None:
@@ -133,6 +147,7 @@ class Rule:
         """Build what replaces the roots of a match, and return it by root.
 
         Returns the reason, in words, where the rule held back, and None where it does not apply.
+        What is built and not needed is left to `Rewriter.prune` and `discard`.
         """
         for node in match.nodes:
             reason = effect(node)
@@ -141,7 +156,10 @@ class Rule:
         before = _gather_inputs(match, rewriter)
         if isinstance(before, str):
             return before
-        new = self._built(match, Place(rewriter, match, before))
+        try:
+            new = self._built(match, Place(rewriter, match, before))
+        except SizeAsked as question:
+            return str(question)
         if new is None or isinstance(new, str):
             return new
         pairs = dict(zip(match.roots, self._checked(match, new), strict=True))
@@ -157,10 +175,18 @@ class Rule:
     def _built(self, match: Match, place: Place) -> Any:
         values = {name: values_of(value, place) for name, value in match.values.items()}
         known = {**values, **self.fixed, "match": match}
+        given = {name: known.get(name) for name in self.parameters}
+        info = place.rewriter.graph.info
+        env = environment_of(info.fake_mode)
         try:
-            return node_of(self.build(**{name: known.get(name) for name in self.parameters}))
-        except FxoptError:
+            if env is None:
+                return node_of(self.build(**given))
+            with undecided(env, info.dimensions), SizedFactories(place):
+                return node_of(self.build(**given))
+        except SizeAsked:
             raise
+        except FxoptError as error:
+            raise type(error)(f"The {self._place_of(match.root)}: {error}") from error
         except Exception as error:
             raise self._failed(match.root, error, "The") from error
 
@@ -178,9 +204,11 @@ class Rule:
 
     def _failed(self, node: fx.Node, error: Exception, what: str) -> RuleError:
         return RuleError(
-            f"{what} rule {self.name} ({self.source}) failed at {node.name}"
-            f"{_line(node)} with {type(error).__name__}: {error}"
+            f"{what} {self._place_of(node)} with {type(error).__name__}: {error}"
         )
+
+    def _place_of(self, node: fx.Node) -> str:
+        return f"rule {self.name} ({self.source}) failed at {node.name}{_line(node)}"
 
     # -- as a pass, and as a part of a set ------------------------------------------------------
 
@@ -267,26 +295,109 @@ def rule(
     """Make a rule of a function; its pattern is one of `patterns`, each a function or expression.
 
     A parameter called `match` receives the `Match` itself; one that is not a symbol of the pattern
-    which matched is None. `conditions` are asked of symbols while matching: a predicate, a value
+    which matched is None; one that no pattern has keeps its default; `**symbols` receives all that
+    have no parameter. `conditions` are asked of symbols while matching: a predicate, a value
     to be equal to, or a set of operators for a symbol that is called. With `family={"f": (F.relu,
     torch.abs)}` it makes a `RuleSet` with one rule for each; `f` is no symbol then, but that
     member's. Raises OptionError for a pattern that is not made of operators, and for a parameter or
-    a condition that no pattern has.
+    a condition that no pattern has, or that can never hold.
     """
     if not patterns:
         raise OptionError("A rule needs a pattern: @rule(lambda x: F.relu(F.relu(x))).")
-    members = [dict(zip(family, values, strict=True)) for values in itertools.product(
-        *map(tuple, family.values()))] if family else [{}]  # fmt: skip
+    if not isinstance(effect, Effect):
+        raise OptionError(f"effect={effect!r}: it is Effect.EXACT or Effect.LOSSY.")
+    members = _members(family, patterns)
     recorded = [tuple(record(pattern, fixed) for pattern in patterns) for fixed in members]
+    if any("match" in symbols_of(pattern) for pattern in recorded[0]):
+        raise OptionError("'match' is what a rule gets its Match by; call the symbol otherwise.")
 
     def decorate(build: Callable[..., Any]) -> Any:
+        function = _as_function(build)
+        names = _parameters(function.__name__, build)
         made = [
-            _rule(build, several, _in_order(patterns, several), fixed, effect, conditions)
+            _rule(function, names, several, _in_order(patterns, several), fixed, effect, conditions)
             for several, fixed in zip(recorded, members, strict=True)
         ]
-        return made[0] if family is None else RuleSet(*made, name=build.__name__)
+        return made[0] if family is None else RuleSet(*made, name=function.__name__)
 
-    return decorate
+    return _Unfinished(decorate)
+
+
+@dataclass(frozen=True)
+class _Unfinished:
+    """What `rule(pattern)` is until it is put over a function."""
+
+    decorate: Callable[[Callable[..., Any]], Any]
+
+    def __call__(self, build: Callable[..., Any]) -> Any:
+        return self.decorate(build)
+
+    def __repr__(self) -> str:
+        return "<a pattern without a rule: write @rule(lambda x: …) above def name(x): …>"
+
+
+def _members(
+    family: Mapping[str, Iterable[Any]] | None, patterns: tuple[Any, ...]
+) -> list[dict[str, Any]]:
+    """Return what each member of a family has; one that has nothing, where there is none."""
+    if family is None:
+        return [{}]
+    good = isinstance(family, Mapping) and family and all(
+        isinstance(several, Iterable) and not isinstance(several, str) and tuple(several)
+        for several in family.values()
+    )  # fmt: skip
+    if not good:
+        raise OptionError(
+            f"family={family!r}: for each name give what its members have, in a tuple: "
+            "family={'f': (F.relu, torch.abs)}."
+        )
+    functions = filter(inspect.isfunction, patterns)
+    known = {name for one in functions for name in inspect.signature(one).parameters}
+    for name in family:
+        if name not in known:
+            raise OptionError(f"family: no pattern has a parameter '{name}': {_listed(known)}.")
+    values = itertools.product(*map(tuple, family.values()))
+    return [dict(zip(family, each, strict=True)) for each in values]
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "none"
+
+
+def _as_function(build: Any) -> Any:
+    """Return what is called to build as a function with a name, a line and a docstring."""
+    if inspect.isroutine(build):
+        return build
+    if not callable(build) or isinstance(build, (type, Rule)):
+        raise OptionError(f"@rule(…) stands above a function, not above {build!r}.")
+    inner = build
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+
+    def function(**values: Any) -> Any:
+        return build(**values)
+
+    functools.update_wrapper(function, inner if inspect.isroutine(inner) else type(inner).__call__)
+    if not inspect.isroutine(inner):
+        function.__name__ = type(inner).__name__
+    return function
+
+
+def _parameters(name: str, build: Any) -> dict[str, bool]:
+    """Return the parameters of a rule, and whether each may be missing in the patterns."""
+    found = {}
+    bound = build.keywords if isinstance(build, functools.partial) else {}
+    for one in inspect.signature(build).parameters.values():
+        if one.kind in (one.POSITIONAL_ONLY, one.VAR_POSITIONAL):
+            star = "*" if one.kind is one.VAR_POSITIONAL else ""
+            raise OptionError(
+                f"The rule {name} gets its symbols by name, and '{star}{one.name}' has none to it."
+            )
+        if one.kind is one.VAR_KEYWORD:
+            found["**"] = True
+        elif one.name not in bound:
+            found[one.name] = one.default is not one.empty
+    return found
 
 
 def _in_order(patterns: tuple[Any, ...], recorded: tuple[Any, ...]) -> Iterator[str]:
@@ -300,18 +411,21 @@ def _in_order(patterns: tuple[Any, ...], recorded: tuple[Any, ...]) -> Iterator[
 
 
 def _rule(
-    build: Callable[..., Any], patterns: tuple[Any, ...], order: Iterable[str],
-    fixed: dict[str, Any], effect: Effect, conditions: Mapping[str, Any],
+    build: Callable[..., Any], parameters: Mapping[str, bool], patterns: tuple[Any, ...],
+    order: Iterable[str], fixed: dict[str, Any], effect: Effect, conditions: Mapping[str, Any],
 ) -> Rule:  # fmt: skip
-    names = tuple(inspect.signature(build).parameters)
     known = dict.fromkeys(order)
-    for name in (*names, *conditions):
-        if name not in known and name not in fixed and name != "match":
+    there = {*known, *fixed, "match"}
+    for name in (*(name for name, free in parameters.items() if not free), *conditions):
+        if name not in there or name in conditions and name == "match":
             raise OptionError(
                 f"The rule {build.__name__} asks for '{name}', and no pattern of it has that "
                 f"symbol: {', '.join(known) or 'none'}."
             )
-    code = build.__code__
+    names = tuple(name for name in parameters if name in there)
+    if "**" in parameters:
+        names = tuple(dict.fromkeys((*names, *known)))
+    code = getattr(inspect.unwrap(build), "__code__", None)
     asked = {name: _condition(name, wanted, patterns) for name, wanted in conditions.items()}
     operators = {name: targets for name, (_, targets) in asked.items() if targets}
     suffix = ", ".join(map(_member_text, fixed.values()))
@@ -320,7 +434,7 @@ def _rule(
         patterns=patterns,
         build=build,
         doc=inspect.getdoc(build) or "",
-        source=f"{code.co_filename}:{code.co_firstlineno}",
+        source=f"{code.co_filename}:{code.co_firstlineno}" if code else "",
         parameters=names,
         symbols=tuple(known),
         conditions={name: condition for name, (condition, _) in asked.items()},
@@ -346,14 +460,49 @@ def _condition(
         several = wanted if isinstance(wanted, (set, frozenset, tuple, list)) else (wanted,)
         targets = tuple(dict.fromkeys(t for one in several for t in operators_named(one)))
         return lambda target: target in targets or f"{name} is none of those wanted", targets
+    _check_condition(name, wanted, patterns)
     asked = wanted if callable(wanted) and not isinstance(wanted, OpOverload) else equal_to(wanted)
 
     def condition(found: Any) -> Any:
         answer = asked(values_of(found))
+        if callable(answer):
+            raise OptionError(f"the condition of '{name}' answers {answer!r}: call it with values.")
         return answer if isinstance(answer, str) else bool(answer)
 
     functools.update_wrapper(condition, asked)
     return condition, None
+
+
+def _check_condition(name: str, wanted: Any, patterns: tuple[Any, ...]) -> None:
+    """Raise OptionError for a condition that can never hold, or that is none."""
+    where = f"The condition {name}={wanted!r}"
+    if isinstance(wanted, (type, torch.Tensor)):
+        raise OptionError(f"{where} is no condition; write a function, a number, or a set of them.")
+    if isinstance(wanted, (set, frozenset, tuple)) and not wanted:
+        raise OptionError(f"{where} allows nothing.")
+    if isinstance(wanted, str) and not any(_takes_text(name, p) for p in patterns):
+        known = getattr(ready_conditions, wanted, None)
+        hint = f" The one of fxopt.conditions is written without quotes: {name}={wanted}."
+        raise OptionError(
+            f"{where} never holds: '{name}' does not stand for a text.{hint if known else ''}"
+        )
+
+
+def _takes_text(name: str, pattern: Any) -> bool:
+    """Whether a symbol may stand for a text somewhere in a pattern."""
+    for call in everything_in(pattern):
+        if not isinstance(call, CallPattern):
+            continue
+        schema = getattr(getattr(call.target, "_schema", None), "arguments", None)
+        by_name = {one.name: one for one in schema or ()}
+        given = [*zip(schema or (), call.args, strict=False)]
+        given += [(by_name[key], value) for key, value in call.kwargs.items() if key in by_name]
+        if schema is None or any(
+            isinstance(value, Var) and value.name.split("#")[0] == name and "str" in str(one.type)
+            for one, value in given
+        ):
+            return True
+    return False
 
 
 def _all_targets(
@@ -449,8 +598,17 @@ class _Driver:
     changed: dict[fx.Node, None] = field(default_factory=dict)  # where to look again
     present: set[Any] = field(default_factory=set)  # operators that stand in the graph, or did
     index: dict[Any, list[Rule]] = field(default_factory=dict)  # by what may be at the root
+    looked: dict[str, tuple[torch.Tensor, int]] = field(default_factory=dict)  # see values.reads
 
     def run(self) -> None:
+        """Try the rules wherever they may match, until none fires any more."""
+        token = reads.set(self.looked)
+        try:
+            self._run()
+        finally:
+            reads.reset(token)
+
+    def _run(self) -> None:
         nodes = self.rewriter.graph.graph.nodes
         self.present.update(n.target for n in nodes if n.op == "call_function")
         self._make_index()
@@ -500,28 +658,44 @@ class _Driver:
 
     def _tried(self, one: Rule, node: fx.Node, tally: _Tally) -> bool:
         self.misses.pop((node, one.name), None)
+        self.looked.clear()
         found = one.match(node)
+        if self.looked:
+            self._check_unwritten(one, node)
         if found is None:
             return False
         tally.matched += 1
         rewriter = self.rewriter
         with rewriter.on_behalf_of(one.name):
             result = one.rewrite(found, rewriter)
+            self._check_unwritten(one, node)
             if result is None or isinstance(result, str):
                 rewriter.discard()
                 if result is not None:
                     self.misses[node, one.name] = result
                 return False
+            rewriter.prune(result.values())
             built, moved = tuple(rewriter.built), [u for root in found.roots for u in root.users]
             around = dict.fromkeys(
                 (*found.nodes, *(i for n in found.nodes for i in n.all_input_nodes))
             )
             if not rewriter.replace(result):
                 return False
+        if self.looked:
+            remember_reads(rewriter.graph, one.name, self.looked)
         tally.rewritten += 1
         alone = (u for n in around if not n._erased and len(n.users) == 1 for u in n.users)
         self.changed.update(dict.fromkeys((*built, *moved, *alone)))
         return True
+
+    def _check_unwritten(self, one: Rule, node: fx.Node) -> None:
+        """Raise RuleError where a rule has written to a constant that it only may look at."""
+        for name, (tensor, version) in self.looked.items():
+            if version_of(tensor) != version:
+                raise RuleError(
+                    f"The rule {one.name} ({one.source}) wrote to '{name}' at {node.name}"
+                    f"{_line(node)}. It is the model's own: compute another by new_constant(…)."
+                )
 
     def _endless(self) -> str:
         counts = sorted(((t.rewritten, name) for name, t in self.tallies.items()), reverse=True)

@@ -25,14 +25,25 @@ ANY = ...  # matches every argument
 _BINARY = {
     "add": "add", "sub": "sub", "mul": "mul", "truediv": "div", "pow": "pow", "matmul": "matmul",
     "floordiv": "floor_divide", "mod": "remainder", "and": "__and__", "or": "__or__",
-    "lt": "lt", "le": "le", "gt": "gt", "ge": "ge",
+    "xor": "__xor__", "lt": "lt", "le": "le", "gt": "gt", "ge": "ge", "eq": "eq", "ne": "ne",
+}  # fmt: skip
+_CASTS = {
+    "float": torch.float32, "double": torch.float64, "half": torch.float16,
+    "bfloat16": torch.bfloat16, "bool": torch.bool, "byte": torch.uint8, "char": torch.int8,
+    "short": torch.int16, "int": torch.int32, "long": torch.int64, "cfloat": torch.complex64,
+    "cdouble": torch.complex128,
 }  # fmt: skip
 
 
 class Traced:
     """A tensor that stands for itself: calls on it become operators, by `_call`."""
 
-    _may_be_number: ClassVar[bool] = False  # a symbol of a pattern may turn out to be a number
+    _in_pattern: ClassVar[bool] = False
+
+    @property
+    def _may_be_number(self) -> bool:
+        """Whether a symbol of a pattern may turn out to be a number."""
+        return False
 
     def _call(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         raise NotImplementedError
@@ -42,7 +53,8 @@ class Traced:
         cls, function: Any, kinds: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         owner = next(a for a in _flat(args, kwargs) if isinstance(a, Traced))
-        return owner._call(*operator_of(function, tuple(args), dict(kwargs or {})))
+        result = owner._call(*operator_of(function, tuple(args), dict(kwargs or {})))
+        return result[0] if has_further_results(function) else result
 
     if TYPE_CHECKING:  # _add_operators makes them, and more
 
@@ -53,9 +65,13 @@ class Traced:
         def __pow__(self, other: Any) -> Any: ...
         def __matmul__(self, other: Any) -> Any: ...
 
+    __hash__ = object.__hash__  # equality is an operator
+
     def __getattr__(self, name: str) -> Any:
         if name in ("T", "mT"):
             return self._call(*operator_of({"T": "numpy_T", "mT": "mT"}[name], (self,), {}))
+        if not name.startswith("_") and name in (results := self._results()):
+            return self[results.index(name)]
         if name.startswith("_") or not callable(getattr(torch.Tensor, name, None)):
             raise AttributeError(f"{type(self).__name__} has no method '{name}'")
         return lambda *args, **kwargs: self._call(*operator_of(name, (self, *args), kwargs))
@@ -69,8 +85,47 @@ class Traced:
     def __invert__(self) -> Any:
         return self._call(*operator_of("bitwise_not", (self,), {}))
 
-    def __getitem__(self, index: int) -> Any:
-        return self._call(operator.getitem, (self, index), {})
+    def __getitem__(self, index: Any) -> Any:
+        if self._results():
+            return self._call(operator.getitem, (self, index), {})
+        return self._indexed(index)
+
+    def _results(self) -> list[str]:
+        """Return the names of what the call returns that computes it; [] for a single tensor."""
+        return []
+
+    def _whole(self, dim: int) -> Any:
+        """Return `x[:]` along a dimension."""
+        return self
+
+    def _indexed(self, index: Any) -> Any:
+        """Return `x[1:, ..., None, 0]` as the calls that it stands for, from left to right."""
+        items = list(index) if isinstance(index, tuple) else [index]
+        asked = [item for item in items if item is not None and item is not ...]
+        result, dim, gap = self, 0, False
+        for item in items:
+            if item is ...:
+                dim, gap = -len(asked), True
+            elif item is None:
+                result = result._call(aten.unsqueeze.default, (result, dim - gap), {})
+                dim += not gap
+            elif isinstance(item, slice):
+                cut = (item.start, item.stop, 1 if item.step is None else item.step)
+                result = (
+                    result._whole(dim) if item.start is item.stop is item.step is None
+                    else result._call(aten.slice.Tensor, (result, dim, *cut), {})
+                )  # fmt: skip
+                dim += 1
+            elif _is_size(item) and getattr(item, "_may_be_number", True):
+                result = result._call(aten.select.int, (result, dim, item), {})
+                dim += gap
+            else:
+                raise OptionError(
+                    f"x[{item!r}]: an index is a number, a slice, ... or None here. Write "
+                    "torch.index_select, torch.gather or torch.where for an index that is a tensor."
+                )
+            asked = asked[1:] if item is not None and item is not ... else asked
+        return result
 
 
 def _flat(args: Any, kwargs: Any) -> Iterator[Any]:
@@ -79,6 +134,15 @@ def _flat(args: Any, kwargs: Any) -> Iterator[Any]:
             yield from value
         else:
             yield value
+
+
+def results_of(target: Any) -> list[str]:
+    """Return the names of an operator's results, of a list's just one; [] for a single tensor."""
+    if not isinstance(target, OpOverload):
+        return []
+    returned = target._schema.returns
+    single = len(returned) == 1 and not str(returned[0].type).startswith("List")
+    return [] if single else [one.name for one in returned]
 
 
 def _add_operators() -> None:
@@ -113,17 +177,29 @@ def _reordered(name: str, *order: str) -> Callable[..., tuple[str, tuple[Any, ..
     return bind
 
 
+_POOLING = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
+_CUDNN = "cudnn"  # an argument of the operator that torch.nn.functional does not show
+
 _FUNCTIONALS: dict[Any, Callable[..., tuple[str, tuple[Any, ...]]]] = {
     F.batch_norm: _reordered(
         "batch_norm", "input", "weight", "bias", "running_mean", "running_var", "training",
-        "momentum", "eps",
+        "momentum", "eps", _CUDNN,
     ),
+    F.instance_norm: _reordered(
+        "instance_norm", "input", "weight", "bias", "running_mean", "running_var",
+        "use_input_stats", "momentum", "eps", _CUDNN,
+    ),
+    F.max_pool1d: _reordered("max_pool1d", *_POOLING),
+    F.max_pool2d: _reordered("max_pool2d", *_POOLING),
+    F.max_pool3d: _reordered("max_pool3d", *_POOLING),
     F.layer_norm: _reordered("layer_norm", "input", "normalized_shape", "weight", "bias", "eps"),
     F.group_norm: _reordered("group_norm", "input", "num_groups", "weight", "bias", "eps"),
     F.dropout: _reordered("dropout", "input", "p", "training"),
     F.softmax: _reordered("softmax.int", "input", "dim", "dtype"),
     F.log_softmax: _reordered("log_softmax.int", "input", "dim", "dtype"),
-    F.embedding: _reordered("embedding", "weight", "input"),
+    F.embedding: _reordered(
+        "embedding", "weight", "input", "padding_idx", "scale_grad_by_freq", "sparse"
+    ),
     F.relu: _reordered("relu", "input"),
     F.relu6: _reordered("relu6", "input"),
     F.silu: _reordered("silu", "input"),
@@ -149,18 +225,60 @@ def operator_of(
         return function, args, kwargs
     reordered = _FUNCTIONALS.get(function)
     if reordered is not None:
-        signature = inspect.signature(function)
-        rest_is_any = bool(args) and args[-1] is ANY
-        bound = signature.bind_partial(*(args[:-1] if rest_is_any else args), **kwargs)
-        if not rest_is_any:
-            bound.apply_defaults()
-        values = {name: bound.arguments.get(name, ANY) for name in signature.parameters}
-        name, args = reordered(values)
-        return _choose(name, args, {})
+        return _choose(*reordered(_bound(function, args, kwargs)), {})
     name = function if isinstance(function, str) else _name_of(function)
+    if name in _CASTS and len(args) == 1 and not kwargs:
+        return aten.to.dtype, (args[0], _CASTS[name]), {}
+    if has_further_results(function):
+        kwargs = {key: value for key, value in kwargs.items() if key != "return_indices"}
+    if name == "norm" and function is not torch.linalg.norm:
+        return _norm(*args, **kwargs)
     if name.endswith("_") and not name.endswith("__"):
         name = name[:-1]  # a graph has no in-place calls: relu_ stands for relu
     return _choose(name, args, kwargs)
+
+
+def _bound(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a function of torch.nn.functional by name; ANY behind `...`."""
+    signature = inspect.signature(_SIGNED.get(function, function))
+    rest_is_any = bool(args) and args[-1] is ANY
+    bound = signature.bind_partial(*(args[:-1] if rest_is_any else args), **kwargs)
+    if not rest_is_any:
+        bound.apply_defaults()
+    values = {name: bound.arguments.get(name, ANY) for name in signature.parameters}
+    in_pattern = any(getattr(a, "_in_pattern", False) for a in _flat(args, kwargs))
+    values[_CUDNN] = ANY if in_pattern else torch.backends.cudnn.enabled
+    if values.get("padding_idx", ANY) is None:
+        values["padding_idx"] = -1  # how the operator writes that there is none
+    if "kernel_size" in values and values.get("stride", ANY) is None:
+        values["stride"] = []
+    if values.get("return_indices") is True:
+        raise OptionError(f"Write torch.{function.__name__}_with_indices: it has two results.")
+    return values
+
+
+_POOLS = ("max_pool1d", "max_pool2d", "max_pool3d")
+# those that choose by return_indices are signed (*args, **kwargs)
+_SIGNED = {getattr(F, name): getattr(F, f"_{name}") for name in _POOLS}
+_ADAPTIVE = ("adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")
+
+
+def has_further_results(function: Any) -> bool:
+    """Whether a function returns the first result of its operator only."""
+    module = getattr(function, "__module__", None)
+    return module == F.__name__ and function.__name__ in _ADAPTIVE
+
+
+def _norm(
+    x: Any, p: Any = "fro", dim: Any = None, keepdim: Any = False, dtype: Any = None,
+    out: Any = None,
+) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:  # fmt: skip
+    """Return x.norm(…) as the operator that it calls."""
+    if out is not None or p is None or isinstance(p, str) and p != "fro":
+        raise OptionError("A norm is written torch.linalg.vector_norm or torch.linalg.matrix_norm.")
+    p = 2 if isinstance(p, str) else p
+    dims = [dim] if isinstance(dim, int) else dim
+    return aten.linalg_vector_norm.default, (x, p, dims, keepdim), {"dtype": dtype}
 
 
 def operators_named(function: Any) -> tuple[OpOverload, ...]:
@@ -205,7 +323,19 @@ def _choose(
     packed = _packed(args)
     if packed is not None:
         return _choose(name, packed, kwargs)
-    raise OptionError(f"No form of aten.{name} takes the arguments {args!r} {kwargs!r}.")
+    given = [*map(_shown, args), *(f"{key}={_shown(value)}" for key, value in kwargs.items())]
+    hint = " A tensor that is computed here becomes a constant by new_constant(...)." if any(
+        isinstance(a, torch.Tensor) for a in _flat(args, kwargs)) else ""  # fmt: skip
+    raise OptionError(f"No form of aten.{name} takes the arguments ({', '.join(given)}).{hint}")
+
+
+def _shown(value: Any) -> str:
+    """Return an argument as an error shows it."""
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(_shown, value))}]"
+    if isinstance(value, torch.Tensor):
+        return "a torch.Tensor"
+    return "..." if value is ANY else repr(value)
 
 
 def _in_schema_words(
@@ -230,21 +360,22 @@ def _packed(args: tuple[Any, ...]) -> tuple[Any, ...] | None:
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, (int, Traced, fx.Node)) and not isinstance(value, bool)
+    return isinstance(value, (int, torch.SymInt, Traced, fx.Node)) and not isinstance(value, bool)
 
 
 def _listed(
     target: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Write a single integer where a list of them is meant, as a list: `x.sum(1)`."""
-    kinds = {a.name: str(a.type).removeprefix("Optional[") for a in target._schema.arguments}
+    known = {a.name: a for a in target._schema.arguments}
 
-    def listed(kind: str, value: Any) -> Any:
-        single = kind.startswith("List") and isinstance(value, int)
-        return [value] if single else value
+    def listed(argument: Any, value: Any) -> Any:
+        many = str(argument.type).removeprefix("Optional[").startswith("List")
+        single = many and isinstance(value, (int, torch.SymInt))
+        return [value] * (argument.N or 1) if single else value
 
-    named = {key: listed(kinds[key], value) for key, value in kwargs.items()}
-    return tuple(listed(k, v) for k, v in zip(kinds.values(), args, strict=False)), named
+    named = {key: listed(known[key], value) for key, value in kwargs.items()}
+    return tuple(listed(a, v) for a, v in zip(known.values(), args, strict=False)), named
 
 
 def _cost(target: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
@@ -279,7 +410,7 @@ def _argument_cost(kind: str, value: Any) -> int | None:
         return 0 if kind == "Tensor" or getattr(value, "_may_be_number", False) else None
     for literal, kinds in _LITERALS:
         if isinstance(value, literal):
-            if literal is int and kind == "List[int]":
+            if literal is _INTEGERS and kind == "List[int]":
                 return 1
             return 0 if kind in kinds else 1 if kind == "Tensor" and literal is not str else None
     if isinstance(value, (list, tuple)):
@@ -287,10 +418,11 @@ def _argument_cost(kind: str, value: Any) -> int | None:
     return 0 if kind in _OPAQUE_KINDS and value is not None else None
 
 
+_INTEGERS = (int, torch.SymInt)
 _LITERALS: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (bool, ("bool", "number", "Scalar")),
-    (int, ("int", "SymInt", "float", "number", "Scalar")),
-    (float, ("float", "number", "Scalar")),
+    (_INTEGERS, ("int", "SymInt", "float", "number", "Scalar")),
+    ((float, torch.SymFloat), ("float", "number", "Scalar")),
     (str, ("str",)),
 )
 _OPAQUE_KINDS = ("int", "Device", "Layout", "MemoryFormat", "ScalarType", "Generator")

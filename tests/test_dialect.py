@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -101,6 +102,7 @@ BREAKS: list[tuple[Callable[[fxopt.GraphModule], Any], str]] = [
     (lambda g: append(g, "fc", g.placeholders[0], op="call_module"), "is a call_module"),
     (lambda g: append(g, F.relu, g.placeholders[0]), "which is not an operator"),
     (lambda g: append(g, "nowhere", op="get_attr"), "constant 'nowhere', which does not exist"),
+    (lambda g: append(g, operator.getitem, g.placeholders[0], 0), "indexes a tensor; that"),
     (second_node_of_a_constant, "both stand for the constant 'fc.weight'"),
     (lambda g: append(g, aten.relu_.default, g.placeholders[0]), "is in place: aten.relu_.default"),
     (write_to_a_weight, "writes to 'fc.weight', which is not state"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +12,12 @@ import torch
 import torch.nn.functional as F
 
 import fxopt
-from fxopt import conditions, dialect
+from fxopt import conditions, dialect, matching
 from fxopt.contract import PassResult
 from fxopt.errors import OptionError, RuleError
 from fxopt.graph_module import GraphModule
 from fxopt.pattern import (
+    Outputs,
     any_of,
     each,
     named,
@@ -204,7 +207,222 @@ def test_repetitions_may_stand_in_items() -> None:
         each(lambda x: repeated(lambda y, a: y * a, torch.sin(x))), 0
     )
     found = seen(pattern, lambda x, y: torch.stack([x.sin() * 2 * 3, y.sin(), y.sin() * 4]), X, Y)
-    assert found == [{"x": ["args_0", "args_1", "args_1"], "a": [3, 2, 4]}]
+    assert found == [{"x": ["args_0", "args_1", "args_1"], "a": [[3, 2], [], [4]]}]
+
+
+def test_a_list_keeps_the_places_of_what_is_missing() -> None:
+    pattern = lambda x, b: torch.cat(  # noqa: E731
+        each(lambda x, b: optional(lambda y: y + b, torch.relu(x))), 0
+    )
+    found = seen(pattern, lambda x: torch.cat([x.relu(), x.relu() + 4, x.relu()], 0))
+    assert found == [{"x": ["args_0"] * 3, "b": [None, 4, None]}]
+
+
+def test_lists_in_lists_are_nested() -> None:
+    pattern = lambda p: torch.stack(  # noqa: E731
+        each(lambda: torch.cat(each(lambda p: torch.relu(p)), 0)), 0
+    )
+    model = lambda x, y: torch.stack(  # noqa: E731
+        [torch.cat([x.relu(), y.relu()]), torch.cat([y.relu(), y.relu()])]
+    )
+    assert seen(pattern, model, X, Y) == [{"p": [["args_0", "args_1"], ["args_1", "args_1"]]}]
+
+
+def test_no_repetition_is_an_empty_list() -> None:
+    pattern = lambda x, a: repeated(lambda y, a: y * a, torch.sin(x))  # noqa: E731
+    assert seen(pattern, lambda x: x.sin()) == [{"x": "args_0", "a": []}]
+    one_of = lambda x, a: any_of(torch.exp(x), repeated(lambda y, a: y * a, torch.sin(x)))  # noqa: E731
+    assert seen(one_of, lambda x: x.exp()) == [{"x": "args_0"}]
+
+
+@pytest.mark.parametrize("times", [-1, 17])
+def test_a_repetition_is_not_cut_silently(times: int) -> None:
+    with pytest.raises(OptionError, match=f"at_least is {times}; .* at most 16 times"):
+        record(lambda x, a: repeated(lambda y, a: y * a, torch.sin(x), at_least=times))
+
+
+# -- how long a search takes -----------------------------------------------------------------------
+
+
+def steps(pattern: Any, function: Callable[..., Any]) -> tuple[int, int]:
+    """Return the nodes of a graph, and the most steps that a search makes at any of them."""
+    graph = fxopt.capture(Function(function).eval(), (X,))
+    made: list[matching._Search] = []
+    for node in graph.graph.nodes:
+        search = matching._Search({}, matching.Attempt())
+        made.append(search)
+        roots = pattern.patterns if isinstance(pattern, Outputs) else (pattern,)
+        with contextlib.suppress(matching._TooLong):
+            list(search.outputs(roots[1:], (node,), roots[0]))
+    return len(graph.graph.nodes), max(search.steps.used for search in made)
+
+
+def fibonacci(x: torch.Tensor) -> torch.Tensor:
+    a, b = x, x.sin() + x.relu()
+    for _ in range(24):
+        a, b = b, a + b
+    return b
+
+
+def doubled(x: torch.Tensor) -> torch.Tensor:
+    for _ in range(24):
+        x = x + x
+    return x
+
+
+def negated(x: torch.Tensor) -> torch.Tensor:
+    for _ in range(30):
+        x = -x
+    return x.relu()
+
+
+@pytest.mark.parametrize("function", [fibonacci, doubled])
+def test_a_repetition_is_not_tried_twice_at_a_node(function: Callable[..., Any]) -> None:
+    pattern = record(lambda x, a: repeated(lambda y, a: y + a, torch.exp(x)))
+    nodes, most = steps(pattern, function)
+    assert most < 40 * nodes
+
+
+def test_repetitions_in_repetitions_end() -> None:
+    pattern = record(
+        lambda x: torch.relu(
+            repeated(lambda y: torch.neg(repeated(lambda z: torch.neg(z), y)), torch.exp(x))
+        )
+    )
+    _, most = steps(pattern, negated)
+    assert most < matching.MOST_STEPS
+
+
+def test_a_search_that_is_cut_off_says_so() -> None:
+    @rule(lambda x, a, b, c, d: (x.relu() + a, x.relu() + b, x.relu() + c, x.relu() * d))
+    def four(x: Value) -> None:
+        return None
+
+    def fan(x: torch.Tensor) -> Any:
+        y = x.relu()
+        return tuple(y + float(i) for i in range(40))
+
+    graph = fxopt.capture(Function(fan).eval(), (X,))
+    node = graph.find(aten.add.Tensor)[0]
+    attempt = matching.Attempt()
+    assert four.match(node, attempt) is None
+    assert attempt.failure.endswith("the search was cut off after 20000 steps")
+    assert steps(four.patterns[0], lambda x: (x.relu() + 1, x.relu() + 2))[1] < 100
+
+
+def test_what_failed_with_other_symbols_is_tried_again() -> None:
+    pattern = lambda x, y, a: (y * a) + repeated(lambda z, b: z + b * a, torch.sin(x))  # noqa: E731
+    found = seen(pattern, lambda x, y: (x.sin() + y * 3) + y * 3, X, Y)
+    assert found[-1]["a"] == 3
+
+
+# -- spellings that depend on what a symbol is -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pattern", "with_number", "with_tensor"),
+    [
+        (lambda x, s: s - x.sin(), lambda x, y: 3.0 - x.sin(), lambda x, y: y - x.sin()),
+        (lambda x, s: s / x.sin(), lambda x, y: 3.0 / x.sin(), lambda x, y: y / x.sin()),
+        (lambda x, s: x.sin() / s, lambda x, y: x.sin() / 3.0, lambda x, y: x.sin() / y),
+        (lambda x, s: x.sin() > s, lambda x, y: x.sin() > 3.0, lambda x, y: x.sin() > y),
+        (lambda x, s: x.sin() == s, lambda x, y: x.sin() == 3.0, lambda x, y: x.sin() == y),
+        (lambda x, s: x.sin() != s, lambda x, y: x.sin() != 3.0, lambda x, y: x.sin() != y),
+        (lambda x, s: x.sin() ** s, lambda x, y: x.sin() ** 3.0, lambda x, y: x.sin() ** y),
+        (lambda x, s: s ** x.sin(), lambda x, y: 3.0 ** x.sin(), lambda x, y: y ** x.sin()),
+        (lambda x, s: x.sin() % s, lambda x, y: x.sin() % 3.0, lambda x, y: x.sin() % y),
+        (
+            lambda x, s: torch.where(x.sin() > 0, x, s),
+            lambda x, y: torch.where(x.sin() > 0, x, 3.0),
+            lambda x, y: torch.where(x.sin() > 0, x, y),
+        ),
+        (
+            lambda x, s: torch.clamp(x.sin(), s, s),
+            lambda x, y: x.sin().clamp(3.0, 3.0),
+            lambda x, y: x.sin().clamp(y, y),
+        ),
+    ],
+)
+def test_a_symbol_is_a_number_or_a_tensor(
+    pattern: Any, with_number: Callable[..., Any], with_tensor: Callable[..., Any]
+) -> None:
+    assert seen(pattern, with_number, X, Y) == [{"x": "args_0", "s": 3.0}]
+    assert seen(pattern, with_tensor, X, Y) == [{"x": "args_0", "s": "args_1"}]
+
+
+def test_a_product_with_a_reciprocal_is_no_quotient_of_tensors() -> None:
+    assert seen(lambda x, s: s / x.sin(), lambda x, y: x.sin().reciprocal() * y, X, Y) == []
+
+
+IMAGE = torch.randn(1, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "function"),
+    [
+        (lambda x: torch.neg(x[:, 1:]), lambda x: -x[:, 1:]),
+        (lambda x: x.sin()[:, 1:], lambda x: x.sin()[:, 1:]),
+        (lambda x: x.sin()[..., 0], lambda x: x.sin()[..., 0]),
+        (lambda x: torch.neg(x[0]), lambda x: -x[0]),
+        (lambda x: torch.neg(x[0]), lambda x: -x.unbind(0)[0]),
+        (lambda x: torch.neg(x[None]), lambda x: -x[None]),
+        (lambda x, i: x.sin()[..., i], lambda x: x.sin()[..., 2]),
+        (lambda x, a, b: x.sin()[:, a:b], lambda x: x.sin()[:, 1:3]),
+        (lambda x: torch.neg(x.max(1).values), lambda x: -x.max(1).values),
+        (lambda x: operator.mul(*x.chunk(2, 1)), lambda x: operator.mul(*x.chunk(2, 1))),
+        (lambda x: (x > 0) ^ (x < 1), lambda x: (x > 0) ^ (x < 1)),
+        (lambda x: torch.neg(x.double()), lambda x: -x.double()),
+        (lambda x: x.norm(dim=1), lambda x: x.norm(dim=1)),
+        (lambda x: torch.norm(x), lambda x: torch.norm(x)),
+        (lambda x: F.adaptive_max_pool2d(x, 1), lambda x: F.adaptive_max_pool2d(x, 1)),
+        (lambda x: F.adaptive_avg_pool2d(x, 1), lambda x: F.adaptive_avg_pool2d(x, (1, 1))),
+        (lambda x: F.max_pool2d(x, 2), lambda x: F.max_pool2d(x, 2)),
+        (lambda x: F.max_pool2d(x, 2, 2, 0, 1, False), lambda x: F.max_pool2d(x, 2)),
+        (lambda x: F.instance_norm(x), lambda x: F.instance_norm(x)),
+        (lambda x, m, v: F.batch_norm(x, m, v), lambda x: F.batch_norm(x, *x[0, :, 0, :2].T)),
+        (lambda *xs: torch.cat(xs), lambda x: torch.cat([x, x])),
+        (lambda x, *, s: x.sin() * s, lambda x: x.sin() * 2),
+        (lambda x: torch.nn.functional.max_pool2d(x, 2, ...), lambda x: F.max_pool2d(x, 2)),
+        (lambda x, w: conv2d(x, w, ...), lambda x: conv2d(x, x.relu(), padding=1)),
+        (lambda x, w: _convolved(x, w), lambda x: conv2d(x, x.relu(), padding=1)),
+        (F.relu, lambda x: F.relu(x)),
+    ],
+)  # fmt: skip
+def test_a_pattern_is_spelled_as_the_model(pattern: Any, function: Callable[..., Any]) -> None:
+    assert len(seen(pattern, function, IMAGE)) == 1
+
+
+conv2d = F.conv2d
+
+
+def _convolved(x: Any, w: Any) -> Any:
+    return conv2d(x, w, ...)
+
+
+def test_a_padding_index_is_no_detail() -> None:
+    ids, table = torch.tensor([1, 2]), torch.randn(4, 2)
+    plain = lambda ids, w: F.embedding(ids, w)  # noqa: E731
+    padded = lambda ids, w: F.embedding(ids, w, padding_idx=0)  # noqa: E731
+    assert len(seen(plain, plain, ids, table)) == len(seen(padded, padded, ids, table)) == 1
+    assert seen(plain, padded, ids, table) == seen(padded, plain, ids, table) == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "part"),
+    [
+        (lambda x: torch.maximum(x, torch.zeros_like(x)), r"zeros_like\(x\) does not stand"),
+        (lambda x: torch.maximum(x, torch.tensor(0.0)), "Write the number alone"),
+        (lambda x: torch.relu(x[x > 0]), "an index is a number"),
+        (lambda x: x.reshape(x.shape[0], -1), "cannot ask for 'shape'"),
+        (lambda x: x.reshape(x.size(0), -1), "cannot ask for 'size'"),
+        (lambda x: x.relu() if x == 0 else x.sin(), "cannot branch"),
+        (lambda x, **more: torch.relu(x), "'\\*\\*more' is no symbol"),
+        (lambda x, w, f=F.conv2d: f(x, w, ...), "Spell a call with `...`"),
+    ],
+)
+def test_a_pattern_that_cannot_match_is_refused(pattern: Any, part: str) -> None:
+    with pytest.raises(OptionError, match=part):
+        record(pattern)
 
 
 # -- names, numbers and constants ------------------------------------------------------------------

@@ -99,8 +99,8 @@ class _Builder:
         fakes = [x.fake for x in (q, k, v, mask) if x is not None]
         key = tuple((str(x.shape), str(x.stride()), x.dtype) for x in fakes)
         new = self.place.rewriter.insert(
-            _ATTENTION, q.node, k.node, v.node, mask and mask.node, 0.0, False, scale=scale,
-            enable_gqa=False, before=self.place.before, origin=self.place.match.nodes,
+            _ATTENTION, q.node, k.node, v.node, None if mask is None else mask.node, 0.0, False,
+            scale=scale, enable_gqa=False, before=self.place.before, origin=self.place.match.nodes,
             like=self.alike.get(key),
         )  # fmt: skip
         self.alike[key] = new
