@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, overload
 
+import torch
 from torch import fx
 
+from fxopt.errors import OptionError
 from fxopt.graph_module import GraphModule
 from fxopt.matching import Attempt
 from fxopt.pattern import pattern_text
+from fxopt.registry import resolve_pass, rules_of
 from fxopt.rewrite import Rewriter
 from fxopt.rules import Rule, RuleSet
 
@@ -38,9 +42,9 @@ class Nearest:
         return f"Nearest at {self.node}{self.where}: {place}{self.failure}."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation:
-    """Why a rule fired or not; `str()` of it says so."""
+    """Why a rule fired or not; it prints as the words that say so."""
 
     rule: str
     pattern: str
@@ -52,7 +56,9 @@ class Explanation:
     def __str__(self) -> str:
         lines = []
         if self.matched:
-            lines.append(f"{self.rule} matches at {', '.join(self.matched)}.")
+            more = len(self.matched) - _NAMED
+            nodes = ", ".join(self.matched[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+            lines.append(f"{self.rule} matches at {nodes}.")
         else:
             lines.append(f"{self.rule} matches nowhere.")
         for one in self.held_back[:_SHOWN]:
@@ -63,23 +69,88 @@ class Explanation:
             lines.append(str(self.nearest) if self.nearest else self._absent)
         return " ".join(lines)
 
+    __repr__ = __str__
+
     @property
     def _absent(self) -> str:
         return f"Its root operator does not stand in the graph; the pattern is {self.pattern}."
 
 
-_SHOWN = 5
+_SHOWN, _NAMED = 5, 8
 
 
-def explain(one: Rule | Iterable[Rule], graph: GraphModule) -> Explanation | list[Explanation]:
-    """Say where a rule matches and, where it does not rewrite, why; a list for several rules.
+class Explanations(list[Explanation]):
+    """One explanation for each of several rules; they print as one line each."""
 
-    The graph is not changed. Every rule is asked about the graph as it is, not as the others
-    leave it.
+    def __str__(self) -> str:
+        lines = [str(one) for one in self if one.tried]
+        absent = [one.rule for one in self if not one.tried]
+        if absent:
+            lines.append(f"The root operators of these stand nowhere: {', '.join(absent)}.")
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+@overload
+def explain(one: Rule, graph: Any) -> Explanation: ...
+@overload
+def explain(one: Any, graph: Any) -> Explanation | Explanations: ...
+def explain(one: Any, graph: Any) -> Explanation | Explanations:
+    """Say where a rule matches and, where it does not rewrite, why; for several rules, each.
+
+    `one` is a rule, a set of rules, a pass that is made of rules, or the name of any of these:
+    "simplify", "simplify[merge_pads]", "mine.py:merge_relus". `graph` is a captured or optimized
+    graph, with the bodies of its control flow, or a compiled model. It is not changed. Every rule
+    is asked about the graph as it is, not as the others leave it. Raises OptionError for anything
+    else.
     """
-    if isinstance(one, Rule):
-        return _explain(one, graph)
-    return [_explain(each, graph) for each in RuleSet(one)]
+    if isinstance(one, GraphModule) or isinstance(getattr(one, "graph", None), GraphModule):
+        one, graph = graph, one
+    parts = _parts(graph)
+    rules = _rules(one)
+    if isinstance(rules, Rule):
+        return _explain_all(rules, parts)
+    return Explanations(_explain_all(each, parts) for each in rules)
+
+
+def _parts(graph: Any) -> list[GraphModule]:
+    """Return the graph that is meant, and the bodies of its control flow."""
+    found = graph if isinstance(graph, GraphModule) else getattr(graph, "graph", None)
+    if isinstance(found, GraphModule):
+        return [found, *found.subgraphs()]
+    hint = " Capture the model first: fxopt.explain(rule, fxopt.capture(model, inputs))."
+    what = f"a {type(graph).__name__}" if isinstance(graph, torch.nn.Module) else repr(graph)
+    raise OptionError(f"explain(rule, graph) asks about a graph, not {what}.{hint}")
+
+
+def _rules(one: Any) -> Rule | RuleSet:
+    """Return the rule or rules that are meant."""
+    if not isinstance(one, str) and isinstance(one, Iterable) and not isinstance(one, Rule):
+        return RuleSet(one)
+    found = resolve_pass(one)
+    if isinstance(found, Rule):
+        return found
+    rules = rules_of(found)
+    if not rules:
+        raise OptionError(
+            f"'{found.name}' is not made of rules, so there is none to explain. What it did and "
+            f"left alone stands in the story: fxopt.optimize(…, passes=['{found.name}']).story."
+        )
+    return rules
+
+
+def _explain_all(one: Rule, parts: list[GraphModule]) -> Explanation:
+    """Explain a rule on several graphs, as one."""
+    several = [_explain(one, part) for part in parts]
+    nearest = [each.nearest for each in several if each.nearest is not None]
+    return Explanation(
+        one.name, several[0].pattern,
+        tuple(name for each in several for name in each.matched),
+        tuple(held for each in several for held in each.held_back),
+        max(nearest, key=lambda each: len(each.matched), default=None),
+        sum(each.tried for each in several),
+    )  # fmt: skip
 
 
 def _explain(one: Rule, graph: GraphModule) -> Explanation:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from fxopt.contract import RuleCount
@@ -21,13 +21,27 @@ class Stats:
 
     @property
     def never_fired(self) -> dict[str, list[str]]:
-        """The rules of each pass that rewrote nothing, in any of its runs."""
+        """The rules of each pass that rewrote nothing, in any of its runs.
+
+        Without those called keep_…, which never rewrite: they say why something is left alone.
+        """
+        return self._idle(lambda rule: not _only_explains(rule))
+
+    @property
+    def only_explained(self) -> dict[str, list[str]]:
+        """The rules of each pass called keep_…, which say why something is left alone."""
+        return self._idle(_only_explains)
+
+    def _idle(self, wanted: Callable[[str], bool]) -> dict[str, list[str]]:
         fired: dict[str, dict[str, bool]] = {}
         for step in self.steps:
             known = fired.setdefault(step.name, {})
             for name, count in step.rules.items():
                 known[name] = known.get(name, False) or count.rewritten > 0
-        idle = {name: [rule for rule in known if not known[rule]] for name, known in fired.items()}
+        idle = {
+            name: [rule for rule in known if not known[rule] and wanted(rule)]
+            for name, known in fired.items()
+        }
         return {name: rules for name, rules in idle.items() if rules}
 
     def to_json(self) -> dict[str, Any]:
@@ -44,6 +58,7 @@ class Stats:
             ],
             "seconds": sum(step.seconds for step in self.steps),
             "never_fired": self.never_fired,
+            "only_explained": self.only_explained,
         }
 
     def __str__(self) -> str:
@@ -52,21 +67,21 @@ class Stats:
         console = Console(width=110, no_color=True, highlight=False)
         with console.capture() as captured:
             for part in self.__rich__().renderables:
-                console.print(part, markup=False, soft_wrap=isinstance(part, str))
-        return captured.get().rstrip()
+                console.print(part, markup=False)
+        return "\n".join(line.rstrip() for line in captured.get().rstrip().splitlines())
 
     def __rich__(self) -> Any:
         from rich.console import Group
 
-        parts: list[Any] = [self._table(), *self._lines()]
-        return Group(*parts)
+        return Group(self._table(), *([self._idle_table()] if self._idle_rows() else []))
 
     def _repr_html_(self) -> str:
         """Show the counts in a notebook."""
         from fxopt.picture.notebook import table_html
 
         rows = [cells for cells, _ in self._rows()]
-        return table_html("", _HEADINGS, rows, self._lines())
+        lines = [f"{where} {words}" for where, words in self._idle_rows()]
+        return table_html("", _HEADINGS, rows, lines)
 
     def _table(self) -> Any:
         from rich.table import Table
@@ -94,18 +109,45 @@ class Stats:
         rewrites = sum(step.rewrites for step in self.steps)
         yield ("all passes", "", "", f"{rewrites:,}", _ms(seconds)), "bold"
 
-    def _lines(self) -> list[str]:
-        return [
-            f"never fired in {name} ({len(rules)} of {len(self._rules_of(name))} rules): "
-            + ", ".join(rules)
-            for name, rules in self.never_fired.items()
-        ]
+    def _idle_table(self) -> Any:
+        """Return what never fired as a table, which wraps where a line is too long."""
+        from rich.table import Table
+
+        table = Table(box=None, show_header=False, pad_edge=False)
+        table.add_column(no_wrap=True)
+        table.add_column()
+        for where, words in self._idle_rows():
+            table.add_row(where, words)
+        return table
+
+    def _idle_rows(self) -> list[tuple[str, str]]:
+        rows = []
+        for name, rules in self.never_fired.items():
+            count = f"{len(rules)} of {len(self._rules_of(name))}"
+            rows.append((f"never fired in {name}", f"{count}: {_families(rules)}"))
+        for name, rules in self.only_explained.items():
+            rows.append((f"only explain in {name}", f"{len(rules)}: {_families(rules)}"))
+        return rows
 
     def _rules_of(self, name: str) -> set[str]:
-        return {rule for step in self.steps if step.name == name for rule in step.rules}
+        several = {rule for step in self.steps if step.name == name for rule in step.rules}
+        return {rule for rule in several if not _only_explains(rule)}
 
 
 _HEADINGS = ("pass, and its rules", "tried", "matched", "rewritten", "ms")
+
+
+def _only_explains(rule: str) -> bool:
+    return rule.startswith("keep_")
+
+
+def _families(rules: Sequence[str]) -> str:
+    """Write names, those of a family together: `merge[a, b], other`."""
+    members: dict[str, list[str]] = {}
+    for rule in rules:
+        family, bracket, member = rule.partition("[")
+        members.setdefault(family, []).extend([member.removesuffix("]")] if bracket else [])
+    return ", ".join(f"{k}[{', '.join(v)}]" if v else k for k, v in members.items())
 
 
 def _cells(name: str, count: RuleCount) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ Before                                       After
 Engines have kernels for both (in ONNX, DepthToSpace is one node).
 
 Left alone: the block in front of the channels instead of behind them; blocks that are no square;
-any number of dimensions before the channels but one; values inside that others use.
+any number of dimensions before the channels but one; empty images; values inside that others use.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from fxopt.rules import RuleSet, Value, apply_rules, rule
 from fxopt.shapes import same_shape
 
 aten = torch.ops.aten
+_EMPTY = "torch's operator leaves an empty image as it is"
 
 
 @rule(
@@ -45,6 +46,8 @@ def fuse_pixel_shuffle(x: Value, y: Value, match: Match) -> Any:
         return "it cuts more than channels"
     if not same_shape([n, c, h * r, w * r], match.root.meta["val"].shape):
         return "it does not join blocks with pixels"
+    if any(isinstance(size, int) and size == 0 for size in x.shape):
+        return _EMPTY
     return match.shared or aten.pixel_shuffle(x, r)
 
 
@@ -61,6 +64,8 @@ def fuse_pixel_unshuffle(x: Value, y: Value, match: Match) -> Any:
         return "it cuts more than pixels"
     if not same_shape([n, c * r * r, h, w], match.root.meta["val"].shape):
         return "it does not join blocks with channels"
+    if any(isinstance(size, int) and size == 0 for size in x.shape):
+        return _EMPTY
     return match.shared or aten.pixel_unshuffle(x, r)
 
 

@@ -74,6 +74,7 @@ def replace_kept_mean(x: Value) -> Any:
     lambda x, kernel, stride: aten.avg_pool1d(x, kernel, stride, [0], ...),
     lambda x, kernel, stride: aten.avg_pool2d(x, kernel, stride, [0, 0], ..., ..., None),
     lambda x, kernel, stride: aten.avg_pool3d(x, kernel, stride, [0, 0, 0], ..., ..., None),
+    x=floating,
 )
 def replace_whole_window(x: Value, kernel: list[int]) -> Any:
     """avg_pool(x, size of x) = adaptive_avg_pool(x, 1)"""

@@ -182,6 +182,8 @@ def merge_bounds(y: Value, match: Match) -> Any:
     low, high = max(inner[0], outer[0]), min(inner[1], outer[1])
     if not all(a[0] <= b[0] for a, b in (inner, outer, (low, high))):
         return "the bounds cross"
+    if y.dtype in _UNSIGNED and min(inner[0], outer[0])[0] < 0:
+        return "a negative bound is a large one to unsigned integers"
     if (low, high) == inner:
         return y
     if y.users > 1:
@@ -193,6 +195,7 @@ def merge_bounds(y: Value, match: Match) -> Any:
 # reached exactly, relu and hardtanh stop the gradient (they are strict) and clamp lets it pass; the
 # flag of a lower bound says that it is strict, that of an upper bound that it is not.
 _Bound = tuple[float, bool]
+_UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 
 
 def _bounds(node: fx.Node) -> tuple[_Bound, _Bound] | None:

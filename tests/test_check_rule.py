@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from fxopt import conditions
-from fxopt.errors import FxoptError
-from fxopt.pattern import each, near, optional, repeated
-from fxopt.rules import Match, Rule, Value, new_constant, rule
+from fxopt.errors import FxoptError, OptionError
+from fxopt.pattern import each, named, near, optional, repeated
+from fxopt.rules import Rule, Value, new_constant, rule
 from fxopt.testing import Example, check_rule
 
 
@@ -58,73 +58,302 @@ def test_a_form_that_does_not_fire_is_explained() -> None:
         check_rule(only_masked, (3, 4), (3, 4))
 
 
-def wrong(name: str) -> Rule:
-    """Return a rule that is wrong in one respect."""
-    if name == "value":
+# -- wrong rules -----------------------------------------------------------------------------------
 
-        @rule(lambda x: torch.sin(x) * 2)
-        def value(x: Value) -> Any:
-            return torch.sin(x) + 2
-
-        return value
-    if name == "form":
-
-        @rule(lambda x, m: optional(lambda y: y + m, torch.sin(x)).neg())
-        def form(x: Value, m: Any) -> Any:
-            return torch.cos(x).neg() if m is not None else torch.sin(x) * -1
-
-        return form
-    if name == "gradient":
-
-        @rule(lambda x: torch.sin(x) * 2)
-        def gradient(x: Value) -> Any:
-            return (torch.sin(x) + torch.sin(x)).detach()
-
-        return gradient
-    if name == "size":
-
-        @rule(lambda x: torch.sin(x).sum(0))
-        def size(x: Value, match: Match) -> Any:
-            return torch.sin(x).mean(0) * int(x.shape[0])
-
-        return size
-    if name == "tolerance":
-
-        @rule(lambda x: torch.sin(x) * near(2.0, 1e-3))
-        def tolerance(x: Value) -> Any:
-            return torch.sin(x) + torch.sin(x)
-
-        return tolerance
-
-    @rule(lambda x: torch.sin(x) * 2)
-    def precision(x: Value) -> Any:
-        return ((torch.sin(x) + 3e5) - 3e5) * torch.full_like(x, 2)
-
-    return precision
+WRONG: dict[str, tuple[Rule, tuple[Any, ...], str]] = {}
 
 
-@pytest.mark.parametrize(
-    ("name", "part"),
-    [
-        ("value", "results differ"),
-        ("form", "results differ"),
-        ("gradient", "gradient"),
-        ("size", "a symbolic size, results differ"),
-        ("tolerance", "results differ"),
-        ("precision", "float32 the error grows"),
-    ],
-)
-def test_a_wrong_rule_is_caught(name: str, part: str) -> None:
-    with pytest.raises(AssertionError, match=part):
-        inputs = [(3, 4)] * (2 if name == "form" else 1)
-        check_rule(wrong(name), *inputs, tolerance=1e-9)
+def wrong(says: str, pattern: Any, *inputs: Any, **asked: Any) -> Any:
+    """Remember a rule that is wrong in one respect, and what is said about it."""
+
+    def decorate(build: Any) -> None:
+        WRONG[build.__name__] = (rule(pattern, **asked)(build), inputs, says)
+
+    return decorate
 
 
-def test_an_input_that_proves_nothing_is_refused() -> None:
-    with pytest.raises(AssertionError, match="makes no difference"):
-        check_rule(
-            merge_relus, examples=[Example(lambda x, y: x.relu().relu() + 0 * y, (3, 4), (3, 4))]
-        )
+@wrong("results differ by", lambda x: torch.sin(x) * 2, (3, 4))
+def other_value(x: Value) -> Any:
+    return torch.sin(x) + 2
+
+
+@wrong("results differ by", lambda x, m: optional(lambda y: y + m, x.sin()).neg(), (3, 4), (3, 4))
+def in_one_form(x: Value, m: Any) -> Any:
+    return torch.cos(x).neg() if m is not None else torch.sin(x) * -1
+
+
+@wrong("was ", lambda x, a, b: torch.maximum(optional(lambda y: y * a, x.exp()),
+                                             optional(lambda z: z + b, x.sin())),
+       (3, 4), (3, 4), (3, 4))  # fmt: skip
+def in_one_combination(x: Value, a: Any, b: Any) -> Any:
+    y, z = x.exp() if a is None else x.exp() * a, x.sin() if b is None else x.sin() + b
+    larger = torch.minimum(y.neg(), z.neg()).neg()
+    return larger + 1 if a is not None and b is not None else larger
+
+
+@wrong("gradient", lambda x: torch.sin(x) * 2, (3, 4))
+def gradient(x: Value) -> Any:
+    return (torch.sin(x) + torch.sin(x)).detach()
+
+
+@wrong("on large inputs: at .* the result is inf, and was", lambda x: F.softplus(x), (3, 4))
+def overflow(x: Value) -> Any:
+    return torch.log(1 + torch.exp(x))
+
+
+@wrong("(?s)on large inputs.*float16", lambda x: torch.abs(x) * 1.5, (3, 4))
+def overflow_in_half_precision(x: Value) -> Any:
+    return torch.sqrt(x * x) * 1.5 if x.dtype == torch.float16 else (x * 1.5).abs()
+
+
+@wrong("where x holds a nan: .* was nan", lambda x: torch.relu(x) * 2, (3, 4))
+def nan(x: Value) -> Any:
+    return torch.where(x > 0, x * 2, 0.0)
+
+
+@wrong("where x holds an infinity", lambda x: torch.tanh(x) * 2, (3, 4))
+def infinity(x: Value) -> Any:
+    return 2 * (1 - 2 / (torch.exp(2 * x) + 1)) + (x - x)
+
+
+@wrong("on zeros, ties and halves", lambda x: 1 / (x + 0.0), (3, 4))
+def negative_zero(x: Value) -> Any:
+    return x.reciprocal()
+
+
+@wrong("on zeros, ties and halves", lambda x, s: (x / s) * s, (3, 4), (3, 4))
+def division_by_zero(x: Value, s: Value) -> Any:
+    return x.clone() if not x.is_floating else x + 0 * s
+
+
+@wrong("on zeros, ties and halves", lambda x: torch.round(x) * 2, (3, 4))
+def ties(x: Value) -> Any:
+    return torch.floor(x + 0.5) * 2
+
+
+@wrong("on large inputs", lambda x: torch.sqrt(x) * 1.5, (3, 4))
+def beyond_a_threshold(x: Value) -> Any:
+    return torch.where(x > 20, x, torch.pow(x, 0.5)) * 1.25 + torch.sqrt(x) * 0.25
+
+
+@wrong("float16 the error grows", lambda x: torch.relu(x) * 2, (3, 4))
+def float16(x: Value) -> Any:
+    return torch.relu(x) * 3 if x.dtype == torch.float16 else torch.relu(x + x)
+
+
+@wrong("float32 the error grows", lambda x: torch.sin(x) * 2, (3, 4))
+def cancellation(x: Value) -> Any:
+    return ((torch.sin(x) + 3e4) - 3e4) * torch.full_like(x, 2)
+
+
+@wrong("int64", lambda x: torch.relu(x) * 2, (3, 4))
+def integers(x: Value) -> Any:
+    return torch.relu(x + x) if x.is_floating else torch.relu(x) * 3
+
+
+@wrong("uint8", lambda x: torch.neg(x).clamp(min=0), (3, 4))
+def unsigned(x: Value) -> Any:
+    return torch.clamp(x, max=0).neg()
+
+
+@wrong("float32 and torch.float64", lambda x, y: (x * y).to(torch.float64).neg(), (3, 4), (3, 4))
+def promotion(x: Value, y: Value) -> Any:
+    if not x.is_floating:
+        return "integers overflow"
+    return (x.float() * y.float()).double().neg() if x.dtype != y.dtype else (x * y).neg().double()
+
+
+@wrong("operands that broadcast", lambda x, y: (x + y).sum(0), (3, 4), (3, 4))
+def broadcast(x: Value, y: Value) -> Any:
+    return x.sum(0) + y.sum(0) if x.is_floating else "integers overflow"
+
+
+@wrong("1 in the place of size 4", lambda x: x.var(1) * 2, (3, 4))
+def one_element(x: Value) -> Any:
+    return x.var(1) + x.var(1) if x.shape[1] > 1 else x.sum(1) * 0.0
+
+
+@wrong("0 in the place of size 3", lambda x: x.mean(0) * 1.5, (3, 4))
+def no_element(x: Value) -> Any:
+    return x.sum(0) * 1.5 if x.shape[0] == 0 else x.mean(0).mul(3.0).mul(0.5)
+
+
+@wrong("size|larger by one", lambda x: x.sum(0) * 2, (3, 4))
+def size(x: Value) -> Any:
+    return x.mean(0) * 6 if x.is_floating else "integers have no mean"
+
+
+@wrong("with s=", lambda x, s: torch.pow(x, s) * 1.5, (3, 4), 2.0, s=conditions.number)
+def number(x: Value, s: float) -> Any:
+    return x * x * 1.5 if x.is_floating else "a power of integers is a float"
+
+
+@wrong("with s=", lambda x, s: F.leaky_relu(x, s), (3, 4), 0.1, s=conditions.number)
+def range_of_a_number(x: Value, s: float) -> Any:
+    return torch.maximum(x, x * s)
+
+
+@wrong("with d=", lambda x, d: torch.softmax(x.sin(), d), (3, 4), 1)
+def another_dimension(x: Value, d: int) -> Any:
+    return torch.softmax(x.sin() * 1.0, 1)
+
+
+@wrong("with dims=", lambda x, dims: x.permute(dims).neg(), (3, 3, 3), [0, 2, 1])
+def list_of_numbers(x: Value, dims: list[int]) -> Any:
+    return x.neg().mT
+
+
+@wrong("where padding of conv2d|where bias of conv2d|where stride",
+       lambda x, w: F.conv2d(x, w, ...).relu(), (2, 3, 5, 5), (4, 3, 3, 3), w=conditions.constant)
+def what_is_left_open(x: Value, w: Value) -> Any:
+    return F.conv2d(x, w).clamp_min(0)
+
+
+@wrong("results differ by", lambda p, d: torch.cat(each(lambda p: p.relu()), d), (3, 4), 1)
+def order(p: list[Value], d: int) -> Any:
+    return torch.cat(p[::-1], d).relu()
+
+
+@wrong("results differ", lambda x, rest: torch.cat([x.sin(), *rest], 1), (3, 4), [(3, 2), (3, 2)])
+def order_of_the_rest(x: Value, rest: list[Value]) -> Any:
+    return torch.cat([x.neg().sin().neg(), *rest[::-1]], 1)
+
+
+@wrong("new weights", lambda x, w: F.linear(x, w).relu(), (2, 4), (3, 4), w=conditions.constant)
+def old_weight(x: Value, w: Value) -> Any:
+    old = w.graph.value(w.node).detach().clone()
+    return F.linear(x, new_constant(lambda _: old, w)).clamp_min(0) if x.is_floating else "integers"
+
+
+@wrong("zeros", lambda x, w: F.linear(x, w) * w.sum(), (2, 4), (3, 4), w=conditions.constant)
+def weight_of_zero(x: Value, w: Value) -> Any:
+    both = new_constant(lambda w: w * w.sum() * w / w, w)
+    return F.linear(x, both) if x.is_floating else "integers may overflow"
+
+
+@wrong("size", lambda x: torch.sin(x).sum(0), (3, 4))
+def symbolic_size(x: Value) -> Any:
+    return torch.sin(x).mean(0) * x.shape[0] if x.shape[0] != 4 else torch.sin(x).mean(0)
+
+
+@wrong("results differ", lambda x: torch.sin(x) * near(2.0, 1e-3), (3, 4))
+def tolerance(x: Value) -> Any:
+    return torch.sin(x) + torch.sin(x)
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_rule_is_caught(name: str) -> None:
+    wrong_rule, inputs, says = WRONG[name]
+    with pytest.raises(AssertionError, match=says):
+        check_rule(wrong_rule, *inputs, tolerance=1e-9)
+
+
+# -- right rules -----------------------------------------------------------------------------------
+
+
+@rule(lambda x: torch.round(torch.round(x)))
+def merge_roundings(x: Value) -> Any:
+    """round(round(x)) = round(x)"""
+    return torch.round(x)
+
+
+@rule(lambda x, c: torch.softmax(x + c, -1))
+def remove_shift(x: Value, c: Value) -> Any:
+    """softmax(x + c) = softmax(x) where c is the same along the rows"""
+    if c.ndim != x.ndim or not isinstance(c.shape[-1], int) or c.shape[-1] != 1:
+        return "c is not known to be the same along the rows"
+    return torch.softmax(x, -1) if x.dtype == c.dtype and x.is_floating else "dtypes differ"
+
+
+def test_steps_and_inputs_that_do_not_matter_are_seen_to_be_so() -> None:
+    assert check_rule(merge_roundings, (3, 4)).notes == []
+    with pytest.raises(AssertionError, match="inexact_at={'nan'}"):
+        check_rule(remove_shift, (3, 4), (3, 1))
+    report = check_rule(remove_shift, (3, 4), (3, 1), inexact_at={"nan", "inf"})
+    assert report.inexact_at == {"nan", "inf"}
+    assert report.notes == ["the result does not depend on c"]
+
+
+def test_lists_and_numbers() -> None:
+    @rule(lambda x, dims: x.permute(dims).neg())
+    def move_neg(x: Value, dims: list[int]) -> Any:
+        return x.neg().permute(dims)
+
+    assert check_rule(move_neg, (2, 3, 4), [0, 2, 1]).others > 3
+    with pytest.raises(OptionError, match="a tuple is the shape of a tensor. Give a list: dims="):
+        check_rule(move_neg, (2, 3, 4), (0, 2, 1))
+
+    @rule(lambda x, rest: torch.cat([x.relu().relu(), *rest], 1))
+    def merge_first(x: Value, rest: list[Value]) -> Any:
+        return torch.cat([x.relu(), *rest], 1)
+
+    assert check_rule(merge_first, (2, 3), [(2, 4), (2, 5)]).fired == 1
+    assert check_rule(merge_first, (2, 3), (2, 4)).fired == 2  # one more item, or two
+
+
+def test_a_named_value_that_another_output_uses() -> None:
+    @rule(lambda x, y: (named(y, x.exp()).sin(), y + 1))
+    def both(x: Value) -> Any:
+        y = x.exp()
+        return torch.cos(y - math.pi / 2), y - -1
+
+    assert check_rule(both, (2, 3), tolerance=1e-9, inexact_at={"large"}).fired == 1
+
+
+def test_the_rules_of_a_set() -> None:
+    @rule(lambda x, f: f(f(x)), family={"f": (F.relu, torch.abs)})
+    def merge_repeated(x: Value, f: Any) -> Any:
+        return f(x)
+
+    assert check_rule(merge_repeated, (3, 4)).fired == 2
+    with pytest.raises(OptionError, match="belong to one rule of the set"):
+        check_rule(merge_repeated, examples=[Example(lambda x: x.relu(), (3,))])
+    with pytest.raises(OptionError, match="a pattern without a rule.* is not a rule"):
+        check_rule(rule(lambda x: F.relu(x)), (3,))
+
+
+def test_what_may_be_inexact_has_a_name() -> None:
+    with pytest.raises(OptionError, match="takes 'inf', 'large', 'nan', 'zero', not 'x'"):
+        check_rule(merge_relus, (3, 4), inexact_at={"x"})
+
+
+def test_a_difference_too_small_to_see_is_refused() -> None:
+    with pytest.raises(AssertionError, match="y makes a difference of .*e-1.* only"):
+        example = Example(lambda x, y: x.relu().relu() + 1e-12 * y, (3, 4), (3, 4))
+        check_rule(merge_relus, examples=[example])
+    with pytest.raises(AssertionError, match="no result is finite"):
+        check_rule(merge_relus, examples=[Example(lambda x: x.relu().relu() / 0 * 0, (3, 4))])
+
+
+def test_a_form_that_does_not_run_says_so() -> None:
+    @rule(lambda x, y: torch.matmul(x, y).neg().neg())
+    def product(x: Value, y: Value) -> Any:
+        return torch.matmul(x, y)
+
+    with pytest.raises(OptionError, match=r"does not run on x: float64\[2, 3\], y: "):
+        check_rule(product, (2, 3), (2, 3))
+
+
+def test_the_line_of_an_example_is_where_it_was_written() -> None:
+    held = Example(lambda x: F.relu(x + 1), (3, 4), reason="test_check_rule.py:")
+    check_rule(merge_relus, examples=[held])
+
+
+def test_running_statistics_are_buffers_and_variances_positive() -> None:
+    @rule(
+        lambda x, m, v, e: F.batch_norm(x, m, v, None, None, False, ..., e).neg(),
+        m=conditions.constant, v=conditions.constant,
+    )  # fmt: skip
+    def write_out(x: Value, m: Value, v: Value, e: float) -> Any:
+        if not x.is_floating or x.dtype != m.dtype or x.ndim != 3:
+            return "the scale is for other inputs"
+        scale = new_constant(lambda v: (-1 / (v.double() + e).sqrt()).to(v.dtype)[:, None], v)
+        return (x - new_constant(lambda m: m[:, None], m)) * scale
+
+    assert check_rule(write_out, (2, 3, 4), (3,), (3,), 0.1).fired == 1
+
+
+# -- examples --------------------------------------------------------------------------------------
 
 
 def test_examples_that_must_hold_back() -> None:

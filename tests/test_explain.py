@@ -12,7 +12,10 @@ import torch
 from click.testing import CliRunner, Result
 from torch import nn
 
+import fxopt
 from fxopt.cli import main
+from fxopt.errors import OptionError
+from fxopt.passes.simplify import Simplify, merge_bounds
 
 SMALL = "tests.models:ConvBnRelu"
 IMAGE = ("--input", "1x3x8x8")
@@ -165,6 +168,12 @@ def test_inside_of_control_flow(run: Run) -> None:
     assert "fires at clamp_1" in said
 
 
+def test_one_rule_as_json(run: Run) -> None:
+    arguments = ("simplify", "--rule", "merge_bounds", "--json")
+    document = json.loads(run(BOUNDS[0], *arguments, *BOUNDS[1:]).stdout)
+    assert list(document["explanations"]) == ["merge_bounds"] and document["rewrites"] == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -176,3 +185,47 @@ def test_inside_of_control_flow(run: Run) -> None:
 def test_wrong_usage(run: Run, arguments: tuple[str, ...], words: str) -> None:
     said = run(SMALL, *arguments, *IMAGE, code=2).stderr
     assert words in said and "capture" not in said
+
+
+# -- in Python -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def graph() -> fxopt.GraphModule:
+    return fxopt.capture(Bounds(), torch.randn(2, 4))
+
+
+def test_by_rule_pass_or_name_on_a_graph_or_a_compiled_model(graph: fxopt.GraphModule) -> None:
+    one = fxopt.explain(merge_bounds, graph)
+    assert one.matched == ("clamp_1",) and repr(one) == str(one)
+    assert str(one).startswith("merge_bounds matches at clamp_1. At clamp_3")
+    assert fxopt.explain("simplify[merge_bounds]", graph) == one
+    assert fxopt.explain(graph, merge_bounds) == one, "the other way round, too"
+    compiled = fxopt.compile(Bounds(), torch.randn(2, 4), passes=[])
+    assert fxopt.explain(merge_bounds, compiled).matched == one.matched
+    several = fxopt.explain("simplify", graph)
+    assert isinstance(several, list) and one in several
+    assert fxopt.explain(Simplify(), graph) == several
+    assert "The root operators of these stand nowhere: merge_reshapes," in repr(several)
+
+
+def test_inside_of_control_flow_in_python() -> None:
+    inside = fxopt.capture(Inside(), torch.randn(2, 4))
+    assert fxopt.explain(merge_bounds, inside).matched == ("clamp_1",)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "words"),
+    [
+        (merge_bounds, Bounds(), "not a Bounds. Capture the model first: fxopt.explain"),
+        (merge_bounds, 3, "asks about a graph, not 3"),
+        ("fuse-conv-bn", None, "is not made of rules"),
+        ("simplfy", None, "Did you mean 'simplify'"),
+        (None, None, "is not a pass"),
+    ],
+)
+def test_what_cannot_be_explained(
+    graph: fxopt.GraphModule, one: object, other: object, words: str
+) -> None:
+    with pytest.raises(OptionError, match=words):
+        fxopt.explain(one, graph if other is None else other)

@@ -41,9 +41,21 @@ def test_what_never_fired_is_listed_once(report: Any) -> None:
     never = report.stats.never_fired
     assert list(never) == ["simplify"] and "merge_bounds" not in never["simplify"]
     assert "merge_pads" in never["simplify"]
-    (line,) = [line for line in str(report.stats).splitlines() if line.startswith("never fired")]
+    lines = str(report.stats).splitlines()
+    (line,) = [line for line in lines if line.startswith("never fired")]
     count = len(never["simplify"])
-    assert line.startswith(f"never fired in simplify ({count} of {count + 1} rules): merge_")
+    assert line.startswith(f"never fired in simplify  {count} of {count + 1}: merge_")
+    assert len(lines[-1]) < 110 and lines[-1].startswith(" " * 20), "it is wrapped"
+
+
+def test_rules_that_only_explain_and_families_are_listed_apart() -> None:
+    passes = ["fuse-activations", "replace-pools"]
+    stats = fxopt.optimize(Relus(), torch.randn(2, 3), passes=passes).report.stats
+    assert not any(name.startswith("keep_") for name in stats.never_fired["fuse-activations"])
+    assert "keep_x_times_ndtr" in stats.to_json()["only_explained"]["fuse-activations"]
+    text = str(stats)
+    assert "only explain in fuse-activations" in text
+    assert "merge_reductions[mean.dim, sum.dim_IntList, amax," in text
 
 
 def test_as_data_and_in_a_notebook(report: Any) -> None:

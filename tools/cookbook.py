@@ -174,7 +174,7 @@ def _reason(rule: Rule, example: Example) -> str | None:
     if example.reason is None:
         return None
     graph = _captured(example, torch.float64)  # as the tests do
-    held = fxopt.explain(rule, graph).held_back  # type: ignore[union-attr]
+    held = fxopt.explain(rule, graph).held_back
     if not held or "gives no reason" in held[0].reason:
         return None
     other = " is used elsewhere too"

@@ -29,7 +29,6 @@ from fxopt.compile import default_passes, optimize
 from fxopt.contract import RuleCount
 from fxopt.diff import diff_text
 from fxopt.explain import Explanation, explain
-from fxopt.graph_module import GraphModule
 from fxopt.registry import resolve_pass, rule_of, rules_of
 from fxopt.rules import Rule
 from fxopt.story import Step
@@ -86,7 +85,7 @@ def explain_command(
         assert after.info.story is not None
         step = after.info.story.steps[0]
         rules = [one for one in rules if one.name in step.rules]
-        explained = [_explain(one, graph) for one in rules]
+        explained = [explain(one, graph) for one in rules]
     names = [one.name for one in first or ()]
     if as_json:
         screen.document(_as_json(model, names, step, explained))
@@ -111,20 +110,6 @@ def _before(one: Any) -> list[Any]:
             return found
         found.append(known)
     return []
-
-
-def _explain(rule: Rule, graph: GraphModule) -> Explanation:
-    """Explain a rule on a graph and the bodies of its control flow, as one."""
-    parts = [explain(rule, part) for part in (graph, *graph.subgraphs())]
-    several = [one for one in parts if isinstance(one, Explanation)]
-    nearest = [one.nearest for one in several if one.nearest is not None]
-    return Explanation(
-        rule.name, several[0].pattern,
-        tuple(name for one in several for name in one.matched),
-        tuple(held for one in several for held in one.held_back),
-        max(nearest, key=lambda one: len(one.matched), default=None),
-        sum(one.tried for one in several),
-    )  # fmt: skip
 
 
 # -- in words --------------------------------------------------------------------------------------

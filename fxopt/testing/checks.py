@@ -170,9 +170,9 @@ def _expect_same_function(
 def _expect_gradients(
     model: torch.nn.Module, graph: GraphModule, inputs: Any, tolerance: float
 ) -> None:
-    expected = _input_gradients(copy.deepcopy(model), inputs)
+    expected = input_gradients(copy.deepcopy(model), inputs)
     trained = copy.deepcopy(graph)
-    found = _input_gradients(trained, inputs)
+    found = input_gradients(trained, inputs)
     error = relative_error(found, expected)
     assert error <= tolerance, f"gradients of the inputs differ by {error:.3g}"
     if expected:
@@ -183,7 +183,7 @@ def _expect_gradients(
             )
 
 
-def _input_gradients(module: torch.nn.Module, inputs: Any) -> list[torch.Tensor]:
+def input_gradients(module: torch.nn.Module, inputs: Any) -> list[torch.Tensor]:
     """Return the gradients of the summed squares of all outputs, for each float input."""
     leaves: list[torch.Tensor] = []
 

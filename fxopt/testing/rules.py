@@ -2,103 +2,68 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx
-from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
 from fxopt import dialect
 from fxopt.capture import capture
-from fxopt.conditions import constant
 from fxopt.difference import relative_error
-from fxopt.errors import CaptureError, FxoptError
+from fxopt.errors import CaptureError, FxoptError, OptionError
 from fxopt.explain import explain
 from fxopt.graph_module import GraphModule
-from fxopt.pattern import (
-    AnyCall,
-    AnyOf,
-    CallPattern,
-    Each,
-    Named,
-    Near,
-    Outputs,
-    Repeated,
-    Rest,
-    Var,
-    everything_in,
-    pattern_text,
+from fxopt.replay import replay
+from fxopt.rules import Rule, RuleSet, apply_rules
+from fxopt.testing.checks import input_gradients
+from fxopt.testing.examples import (
+    KINDS,
+    Example,
+    broadcasts,
+    is_drawn,
+    other_shapes,
+    shape_of,
 )
-from fxopt.rules import Rule, apply_rules
-from fxopt.spelling import ANY
-from fxopt.testing.checks import _expect_gradients
+from fxopt.testing.forms import Form, forms, values_by_symbol
 from fxopt.text import graph_text
 
+__all__ = ["Example", "RuleCheck", "check_rule"]
+
 SINGLE = 1e-6  # what counts as rounding of float32
-
-
-class Example:
-    """A function, and inputs to capture it with, in which a rule fires, or must not.
-
-    An input is a tensor, or the shape of one: a tuple of integers. `weights` become parameters of
-    the model, and arrive as keyword arguments. With a `reason` the rule must hold back, and what it
-    says must contain that text.
-    """
-
-    def __init__(
-        self, function: Callable[..., Any], *inputs: Any,
-        weights: Mapping[str, Any] | None = None, reason: str | None = None,
-    ) -> None:  # fmt: skip
-        self.function, self.inputs, self.reason = function, inputs, reason
-        self.weights = dict(weights or {})
-
-    def model(self, dtype: torch.dtype = torch.float64) -> torch.nn.Module:
-        """Return the function as a module, with random weights of this dtype."""
-        weights = {name: _drawn(value, dtype, 7) for name, value in self.weights.items()}
-        return _Function(self.function, weights).eval()
-
-    def draw(self, seed: int, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, ...]:
-        """Return random inputs; floats in this dtype, integers as they are."""
-        return tuple(_drawn(value, dtype, seed + i) for i, value in enumerate(self.inputs))
-
-
-class _Function(torch.nn.Module):
-    def __init__(self, function: Callable[..., Any], weights: Mapping[str, torch.Tensor]) -> None:
-        super().__init__()
-        self.function = function
-        for name, weight in weights.items():
-            self.register_parameter(name, torch.nn.Parameter(weight))
-
-    def forward(self, *args: Any) -> Any:
-        return self.function(*args, **dict(self.named_parameters()))
-
-
-def _drawn(value: Any, dtype: torch.dtype, seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    if isinstance(value, torch.Tensor):
-        if not value.is_floating_point():
-            return value
-        value = tuple(value.shape)
-    return torch.randn(value, generator=generator, dtype=torch.float64).to(dtype)
+ROUNDING = 1e-13  # and of float64
+FLOATS = {torch.float32: 1e-5, torch.bfloat16: 0.06, torch.float16: 0.01}  # what each may lose
+INTEGERS = (torch.int64, torch.uint8, torch.bool)
+SPARED = {"zero": "zero", "large": "large", "nan": "nan", "inf": "inf", "-inf": "inf"}
 
 
 @dataclass
 class RuleCheck:
-    """What `check_rule` saw: how many forms fired, how many held back, the largest error."""
+    """What `check_rule` saw."""
 
-    fired: int = 0
+    fired: int = 0  # forms and examples in which it fired
     held_back: int = 0
-    error: float = 0.0
+    error: float = 0.0  # the largest, in float64
     dynamic: int = 0  # forms that also fired with a symbolic first dimension
+    others: int = 0  # other shapes, dtypes and numbers in which it fired, too
+    inexact_at: set[str] = field(default_factory=set)  # where it differed, and was allowed to
     notes: list[str] = field(default_factory=list)  # what could not be asked, and why
+
+    def __add__(self, other: RuleCheck) -> RuleCheck:
+        return RuleCheck(
+            self.fired + other.fired, self.held_back + other.held_back,
+            max(self.error, other.error), self.dynamic + other.dynamic, self.others + other.others,
+            self.inexact_at | other.inexact_at, [*self.notes, *other.notes],
+        )  # fmt: skip
 
 
 def check_rule(
-    rule: Rule,
+    rule: Rule | RuleSet,
     *inputs: Any,
     function: Callable[..., Any] | None = None,
     weights: Mapping[str, Any] | None = None,
@@ -106,147 +71,504 @@ def check_rule(
     tolerance: float = 1e-10,
     gradients: bool = True,
     dynamic: bool | None = None,
+    inexact_at: Collection[str] = (),
     **named: Any,
 ) -> RuleCheck:
     """Check a rule on random inputs, in float64 unless said otherwise.
 
     Without `function` and `examples` the pattern itself is run: `inputs` (or `named`) give each
-    symbol of the pattern a shape (a tuple), a tensor, or a number; a `torch.nn.Parameter`, or a
-    symbol whose condition is `constant`, is a weight. Every form of the pattern is tried: each
-    alternative, an optional part present and missing, repetitions, each of several patterns.
+    symbol of the pattern the shape of a tensor (a tuple), a tensor, a number, or a list of numbers;
+    a symbol whose condition is `constant`, or that is given a `torch.nn.Parameter`, is a weight.
+    Every form of the pattern is tried: each alternative, an optional part present and missing,
+    repetitions and lists of several lengths, each of several patterns. Of a `RuleSet` each rule is
+    checked so.
 
     1. The rule fires, or, in an example with a reason, holds back with that reason.
     2. The graph is legal, and computes the same within `tolerance`, on three draws.
-    3. So it does in float32, as precisely as before; in float16 and in integers it may hold back.
-    4. The comparison is tight: each input matters to the result, so that a wrong replacement shows.
-    5. Where the pattern lets a number vary (`near`), numbers at the edge still compute the same
+    3. It does so on positive inputs, on zeros, ties and halves, on large inputs, and where one
+       input holds a nan or an infinity. On large inputs, what was finite must stay right; what
+       overflowed before may be better now. The sign of a zero in the result does not count.
+    4. New weights, put through what the rule computed from the old ones, give the new result, or
+       are refused, since the rule looked at the numbers of the old ones.
+    5. The comparison is tight: a small change of any input or weight is seen, unless the result
+       does not depend on it at all.
+    6. In float32 it is as precise as before. In half precision, in integers, in mixed dtypes, with
+       sizes of 0 and 1 and others, with operands that broadcast, with other numbers, and with other
+       values where the pattern says `...`, it may hold back; where it fires, it is right.
+    7. Where the pattern lets a number vary (`near`), numbers at the edge still compute the same
        within float32's rounding.
-    6. Values inside the match that have other users keep their values.
-    7. Gradients of the inputs are the same.
-    8. With a symbolic first dimension it is right for another size, too, whether it fires or not;
-       with `dynamic=True` it must fire.
-    9. A second run changes nothing.
+    8. Values inside the match that have other users keep their values.
+    9. Gradients of the inputs are the same.
+    10. With a symbolic first or last dimension it is right for other sizes, too, whether it fires
+        or not; with `dynamic=True` it must fire with a symbolic first one.
+    11. A second run changes nothing.
 
-    Raises AssertionError, with the graph and the explanation, where one of these fails.
+    `inexact_at` names what point 3 does not ask of a rule that is right in the reals alone: "nan",
+    "inf", "zero", "large". Raises AssertionError, with the inputs and the graph, where one of the
+    points fails, and OptionError where something cannot be asked as it was given.
     """
+    spared = _spared(inexact_at)
+    if isinstance(rule, RuleSet):
+        if function is not None or examples:
+            raise OptionError(
+                "check_rule: `function` and `examples` belong to one rule of the set: "
+                f"check_rule({rule.name}[0], examples=…)."
+            )
+        reports = (
+            check_rule(
+                one, *inputs, weights=weights, tolerance=tolerance, gradients=gradients,
+                dynamic=dynamic, inexact_at=inexact_at, **named,
+            )
+            for one in rule
+        )  # fmt: skip
+        return sum(reports, RuleCheck())
+    if not isinstance(rule, Rule):
+        raise OptionError(f"check_rule: {rule!r} is not a rule; make one with @rule(pattern).")
     several = [*examples]
     if function is not None:
         several.append(Example(function, *inputs, weights=weights))
-    report = RuleCheck()
-    if not several:
-        several = list(_forms(rule, _by_symbol(rule, inputs, named), report))
-    for example in several:
-        if example.reason is not None:
-            _expect_held_back(rule, example)
-            report.held_back += 1
-            continue
-        bound = getattr(example, "bound", tolerance)
-        report.error = max(report.error, _expect_same(rule, example, bound))
-        report.fired += 1
-        if bound != tolerance:
-            continue  # a number at the edge of its tolerance: equal up to rounding, no more
-        _expect_tight(example, bound)
-        _expect_other_dtypes(rule, example, report)
-        _expect_users_kept(rule, example, tolerance)
-        _expect_dynamic(rule, example, tolerance, dynamic, report)
-        if gradients:
-            graph = _applied(rule, example)[0]
-            _expect_gradients(example.model(), graph, example.draw(11), max(tolerance, 1e-9))
-    return report
+    check = _Check(rule, tolerance, gradients, dynamic, spared)
+    for one in several or forms(rule, values_by_symbol(rule, inputs, named)):
+        check.ask(one)
+    return check.report
 
 
-# -- what is asked ---------------------------------------------------------------------------------
-
-
-def _applied(
-    rule: Rule, example: Example, dtype: torch.dtype = torch.float64, **options: Any
-) -> tuple[GraphModule, int, torch.nn.Module]:
-    """Return the rewritten graph, the number of rewrites, and the model."""
-    model = example.model(dtype)
-    graph = capture(model, example.draw(1, dtype), **options)
-    dialect.check(graph)
-    result = apply_rules(graph, (rule,))
-    dialect.check(graph)
-    assert not apply_rules(graph, (rule,)).modified, (
-        f"{rule.name}: a second run changed the graph again\n{graph_text(graph)}"
-    )
-    return graph, result.rewrites, model
-
-
-def _expect_same(rule: Rule, example: Example, tolerance: float) -> float:
-    graph, rewrites, model = _applied(rule, example)
-    if not rewrites:
-        fresh = capture(model, example.draw(1))
-        raise AssertionError(f"{explain(rule, fresh)}\n{graph_text(fresh)}")
-    worst = 0.0
-    for seed in (1, 2, 3):
-        error = _error(graph, model, example.draw(seed))
-        assert error <= tolerance, (
-            f"{rule.name}: results differ by {error:.3g} > {tolerance:.3g}\n{graph_text(graph)}"
+def _spared(kinds: Collection[str]) -> frozenset[str]:
+    known = set(SPARED.values())
+    several = {kinds} if isinstance(kinds, str) else set(kinds)
+    if several - known:
+        raise OptionError(
+            f"check_rule: inexact_at takes {', '.join(map(repr, sorted(known)))}, not "
+            f"{', '.join(map(repr, sorted(several - known)))}."
         )
-        worst = max(worst, error)
-    return worst
+    return frozenset(several)
 
 
-def _error(graph: GraphModule, model: torch.nn.Module, inputs: Sequence[Any]) -> float:
-    with torch.no_grad():
-        return relative_error(copy.deepcopy(graph)(*inputs), model(*inputs))
+@dataclass
+class _Applied:
+    """A rewritten graph, and the model that it was captured from."""
+
+    graph: GraphModule
+    model: torch.nn.Module  # not the one that was captured: nobody can have written to it
+    rewrites: int
 
 
-def _expect_held_back(rule: Rule, example: Example) -> None:
-    model = example.model()
-    graph = capture(model, example.draw(1))
-    before = graph_text(graph)
-    result = apply_rules(graph, (rule,))
-    assert not result.modified, f"{rule.name} must hold back, and fired\n{graph_text(graph)}"
-    assert graph_text(graph) == before, f"{rule.name} held back, and changed the graph"
-    words = str(explain(rule, graph))
-    assert example.reason is not None and example.reason in words, (
-        f"{rule.name}: expected the reason '{example.reason}'. {words}"
-    )
+@dataclass
+class _Check:
+    """What is asked of one rule, and what came out so far."""
 
+    rule: Rule
+    tolerance: float
+    gradients: bool
+    dynamic: bool | None
+    spared: frozenset[str]
+    report: RuleCheck = field(default_factory=RuleCheck)
 
-def _expect_tight(example: Example, tolerance: float) -> None:
-    """Move each input and weight a little: a difference that matters must be seen as one."""
-    model, inputs = example.model(), example.draw(1)
-    with torch.no_grad():
-        expected = model(*inputs)
+    def ask(self, example: Example) -> None:
+        """Ask everything of one example."""
+        form = example if isinstance(example, Form) else None
+        if form is not None and not form.must_fire:
+            self._expect_right_if_it_fires(form.words or "in a shorter form", form)
+        elif example.reason is not None:
+            self._expect_held_back(example)
+            self.report.held_back += 1
+        elif form is not None and form.at_edge:
+            self._expect_same(example, SINGLE)
+            self.report.fired += 1
+        else:
+            brief, first = (form.brief, form.first) if form is not None else (False, True)
+            self._ask_where_it_fires(example, brief=brief, first=first)
+            self.report.fired += 1
+
+    def _ask_where_it_fires(self, example: Example, *, brief: bool, first: bool) -> None:
+        applied = self._expect_same(example, self.tolerance)
+        self._expect_seen(example)
+        self._expect_unusual(example, applied)
+        self._expect_new_weights(example, applied)
+        if brief:
+            return
+        self._expect_precise(example)
+        self._expect_users_kept(example)
+        self._expect_other_sizes(example)
+        if self.gradients:
+            self._expect_gradients(example, applied)
+        for words, other in other_shapes(example):
+            self._expect_right_if_it_fires(words, other)
+        if first:
+            for other in broadcasts(example):
+                self._expect_right_if_it_fires("with operands that broadcast", other)
+            for dtype in (*INTEGERS, *_mixed(example)):
+                self._expect_right_if_it_fires("", example, dtype)
+
+    # -- what is asked -------------------------------------------------------------------------
+
+    def _expect_same(self, example: Example, tolerance: float) -> _Applied:
+        failure = example.failure if isinstance(example, Form) else None
+        if failure is not None:
+            raise OptionError(
+                f"check_rule({self.rule.name}): the pattern does not run on {example.text()}: "
+                f"{str(failure).splitlines()[0]}. Give other values; a tuple is the shape of a "
+                "tensor, a list is a list of numbers."
+            ) from failure
+        applied = self._applied(example)
+        if not applied.rewrites:
+            fresh = _captured(example, example.model(), torch.float64)
+            raise AssertionError(f"{explain(self.rule, fresh)}\n{graph_text(fresh)}")
+        for seed in (1, 2, 3):
+            inputs = example.draw(seed)
+            expected = _ran(applied.model, inputs)
+            found = self._found(applied.graph, inputs, "", example)
+            error = relative_error(found, expected)
+            if error > tolerance:
+                words = _difference(found, expected, 0.0)
+                raise self._wrong(
+                    "", example, f"results differ by {error:.3g} > {tolerance:.3g}: {words}",
+                    applied.graph,
+                )  # fmt: skip
+            self.report.error = max(self.report.error, error)
+        return applied
+
+    def _expect_unusual(self, example: Example, applied: _Applied) -> None:
+        """Ask for zeros, large numbers, nan: in each input by itself where it would hide others."""
+        floats = [i for i, x in enumerate(example.draw(1)) if x.is_floating_point() and x.numel()]
+        for kind in list(KINDS)[1:]:
+            alone = "{}" in KINDS[kind]
+            for at in floats if alone else [None]:
+                words = KINDS[kind].format(example.names[at] if at is not None else "")
+                inputs = example.draw(5, kind=kind, at=at)
+                self._expect_equal(words, example, applied, inputs, kind=kind)
+
+    def _expect_equal(
+        self, words: str, example: Example, applied: _Applied, inputs: Sequence[torch.Tensor],
+        *, kind: str = "normal", tolerance: float = 0.0, dtype: Any = torch.float64,
+    ) -> None:  # fmt: skip
+        try:
+            expected = _ran(applied.model, inputs)
+        except Exception:
+            return  # the original does not take these
+        found = self._found(applied.graph, inputs, words, example, dtype)
+        room = max(tolerance, self.tolerance, 1e-6 if kind == "large" else 1e-9)
+        difference = _difference(found, expected, room, only_finite=kind == "large")
+        if difference is None:
+            return
+        name = SPARED.get(kind, "")
+        if name in self.spared:
+            self.report.inexact_at.add(name)
+            return
+        hint = f". If it is right everywhere else, say so: inexact_at={{'{name}'}}" if name else ""
+        raise self._wrong(words, example, f"{difference}{hint}", applied.graph, dtype)
+
+    def _expect_new_weights(self, example: Example, applied: _Applied) -> None:
+        """Put new weights through what was computed from the old ones."""
+        if not example.weights:
+            return
+        for kind in ("normal", "zero"):
+            model = example.model(seed=29, kind=kind)
+            words = "with new weights" + (" that hold zeros" if kind == "zero" else "")
+            try:
+                graph = replay(applied.graph, model.state_dict())
+            except FxoptError as error:
+                if applied.graph.info.looked_at:  # refused, and so not wrong
+                    self.report.notes.append(f"new weights: {error}")
+                    return
+                raise self._wrong(words, example, str(error), applied.graph) from error
+            twin = _Applied(graph, model, 1)
+            self._expect_equal(words, example, twin, example.draw(1), kind=kind)
+
+    def _expect_held_back(self, example: Example) -> None:
+        graph = _captured(example, example.model(), torch.float64)
+        before = graph_text(graph)
+        result = apply_rules(graph, (self.rule,))
+        name = self.rule.name
+        assert not result.modified, f"{name} must hold back, and fired\n{graph_text(graph)}"
+        assert graph_text(graph) == before, f"{name} held back, and changed the graph"
+        words = str(explain(self.rule, graph))
+        assert example.reason is not None and example.reason in words, (
+            f"{name}: expected the reason '{example.reason}'. {words}"
+        )
+
+    def _expect_seen(self, example: Example) -> None:
+        """Move each input and weight: a difference that matters must be seen as one."""
+        model, inputs = example.model(), example.draw(1)
+        expected, others = _ran(model, inputs), example.draw(17)
+        numbers = [x for x in pytree.tree_leaves(expected) if isinstance(x, torch.Tensor)]
+        if not any(x.numel() and x.isfinite().any() for x in numbers):
+            raise self._wrong("", example, "no result is finite, so that nothing is proven")
         for place, value in enumerate(inputs):
             if value.is_floating_point():
-                moved = [*inputs]
-                moved[place] = _moved(value)
-                found = relative_error(model(*moved), expected)
-                assert found > tolerance, (
-                    f"Input {place} makes no difference to the result, so that nothing is proven "
-                    "about it; give other inputs."
-                )
+                moved = [(*inputs[:place], v, *inputs[place + 1 :])
+                         for v in (_moved(value), others[place])]  # fmt: skip
+                results = (_ran(model, several) for several in moved)
+                self._expect_one_seen(example, example.names[place], results, expected)
+        other = example.model(seed=23).state_dict()
+        for name, weight in model.named_parameters():
+            for changed in (_moved(weight.detach()), other[name]):
+                twin = copy.deepcopy(model)
+                twin.get_parameter(name).data.copy_(changed)
+                if self._is_seen(example, name, _ran(twin, inputs), expected):
+                    break
+
+    def _expect_one_seen(
+        self, example: Example, name: str, results: Iterable[Any], expected: Any
+    ) -> None:
+        if not any(self._is_seen(example, name, found, expected) for found in results):
+            self.report.notes.append(f"the result does not depend on {name}")
+
+    def _is_seen(self, example: Example, name: str, found: Any, expected: Any) -> bool:
+        error = relative_error(found, expected)
+        if ROUNDING < error <= self.tolerance:
+            raise self._wrong(
+                "", example, f"{name} makes a difference of {error:.3g} only, so that nothing is "
+                "proven about it; give other inputs, or a smaller tolerance",
+            )  # fmt: skip
+        return error > self.tolerance
+
+    def _expect_precise(self, example: Example) -> None:
+        """In float32 it is as precise as before; in half precision right where it fires."""
+        exact = example.model(torch.float64)
+        for dtype, room in FLOATS.items():
+            try:
+                _ran(example.model(dtype), example.draw(1, dtype))
+                applied = self._applied(example, dtype)
+            except (RuntimeError, NotImplementedError, CaptureError) as error:
+                self.report.notes.append(f"{dtype} does not run without the rule either: {error}")
+                continue
+            reference = _same_weights(exact, applied.model)
+            if applied.rewrites:
+                self._expect_as_precise(example, applied, reference, dtype, room)
+
+    def _expect_as_precise(
+        self, example: Example, applied: _Applied, reference: torch.nn.Module,
+        dtype: Any, room: float,
+    ) -> None:  # fmt: skip
+        inputs = example.draw(2, dtype)
+        exact = _ran(reference, _wide(inputs))
+        original = _ran(applied.model, inputs)
+        before = relative_error(_wide(original), exact)
+        found = self._found(applied.graph, inputs, "", example, dtype)
+        after = relative_error(_wide(found), exact)
+        if after > max(4 * before, room):
+            words = f"in {_text(dtype)} the error grows from {before:.3g} to {after:.3g}"
+            raise self._wrong("", example, words, applied.graph, dtype)
+        inputs = example.draw(5, dtype, kind="large")
+        original = _ran(applied.model, inputs)
+        exact = _ran(reference, _wide(inputs))
+        if _difference(_wide(original), exact, room, only_finite=True) is None:
+            self._expect_equal(
+                KINDS["large"], example, applied, inputs, kind="large", tolerance=2 * room,
+                dtype=dtype,
+            )  # fmt: skip
+
+    def _expect_right_if_it_fires(
+        self, words: str, example: Example, dtype: Any = torch.float64
+    ) -> None:
+        """Where the example runs without the rule, it comes out the same with it."""
+        if isinstance(example, Form) and example.failure is not None:
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, on empty means and the like
+            self._right_if_it_fires(words, example, dtype)
+
+    def _right_if_it_fires(self, words: str, example: Example, dtype: Any) -> None:
+        try:
+            _ran(example.model(_of_weights(dtype)), example.draw(1, dtype))
+            graph = _captured(example, example.model(_of_weights(dtype)), dtype)
+        except Exception:
+            return  # the original does not take these
+        applied = self._applied(example, dtype, graph=graph, words=words)
+        if not applied.rewrites:
+            return
+        self.report.others += 1
+        tolerance = 0.0 if dtype == torch.float64 else FLOATS[torch.float32]
+        for kind in ("normal", "zero"):
+            self._expect_equal(
+                words, example, applied, example.draw(3, dtype, kind), kind=kind,
+                tolerance=tolerance, dtype=dtype,
+            )  # fmt: skip
+        if isinstance(dtype, list) and all(one.is_floating_point for one in dtype):
+            reference = _same_weights(example.model(), applied.model)
+            self._expect_as_precise(example, applied, reference, dtype, 1e-9)
+        if isinstance(dtype, torch.dtype) and not dtype.is_floating_point:
+            inputs = example.draw(5, dtype, kind="large")
+            self._expect_equal(
+                KINDS["large"], example, applied, inputs, kind="large", tolerance=tolerance,
+                dtype=dtype,
+            )  # fmt: skip
+
+    def _expect_gradients(self, example: Example, applied: _Applied) -> None:
+        inputs, trained = list(example.draw(11)), copy.deepcopy(applied.graph)
+        zeros = [torch.zeros_like(x) for x in inputs if x.is_floating_point()]
+        expected = input_gradients(applied.model, inputs) or zeros
+        found = input_gradients(trained, inputs) or zeros
+        difference = _difference(found, expected, max(self.tolerance, 1e-9))
+        if difference is not None:
+            words = f"gradients of the inputs differ: {difference}"
+            raise self._wrong("", example, words, applied.graph)
+        for name, parameter in trained.named_parameters() if expected else ():
+            used = any(n.target == name for n in trained.graph.find_nodes(op="get_attr"))
+            if used and parameter.requires_grad and parameter.grad is None:
+                words = f"no gradient reaches the parameter {name}"
+                raise self._wrong("", example, words, applied.graph)
+
+    def _expect_users_kept(self, example: Example) -> None:
+        """Make every value inside an output, too: those must come out as before."""
+        inputs = example.draw(1)
+        graph = _captured(example, example.model(), torch.float64)
+        inside = [n for n in graph.graph.nodes if n.op == "call_function" and _is_float(n)]
+        output = graph.output_node
+        output.args = ((*output.args[0], *(n for n in inside if n not in output.args[0])),)  # type: ignore
+        graph.recompile()
+        twin = copy.deepcopy(graph)
+        apply_rules(graph, (self.rule,))
+        with torch.no_grad():
+            found, expected = graph.run(*inputs), twin.run(*inputs)
+        error = relative_error(found, expected)
+        if error > self.tolerance:
+            words = f"a value inside the match that is used elsewhere changed by {error:.3g}"
+            raise self._wrong("", example, words, graph)
+
+    # -- symbolic sizes ------------------------------------------------------------------------
+
+    def _expect_other_sizes(self, example: Example) -> None:
+        """Check symbolic first and last dimensions, shared by all inputs that have their size."""
+        if self.dynamic is False:
+            return
+        inputs = example.draw(1)
+        sized = [x for x in inputs if x.dim() and x.shape[0] > 1]
+        if not sized:
+            self.report.notes.append("no input has a first dimension to make symbolic")
+            return
+        try:
+            fired = self._with_symbolic(example, 0, sized[0].shape[0])
+        except CaptureError as error:
+            assert not self.dynamic, f"the example cannot be captured with a symbolic size: {error}"
+            self.report.notes.append(f"no symbolic size: {str(error).splitlines()[0]}")
+            return
+        name = self.rule.name
+        assert fired or not self.dynamic, f"{name} does not fire with a symbolic first dimension"
+        self.report.dynamic += fired
+        last = sized[0].shape[-1]
+        taken = any(last in shape_of(weight) for weight in example.weights.values())
+        if sized[0].dim() == 1 or last == 1 or taken:
+            return
+        with contextlib.suppress(CaptureError):  # the function needs that size
+            self._with_symbolic(example, -1, last)
+
+    def _with_symbolic(self, example: Example, dim: int, size: int) -> bool:
+        inputs = example.draw(1)
+        chosen = [x.dim() > 0 and x.shape[dim] == size for x in inputs]
+        shapes = tuple(
+            {dim % x.dim(): "n"} if is_it else {} for x, is_it in zip(inputs, chosen, strict=True)
+        )
+        graph = _captured(
+            example, example.model(), torch.float64, dynamic_shapes={"args": shapes}
+        )
+        before = graph.copy()
+        applied = self._applied(example, graph=graph, words="with a symbolic size")
+        for more in (1, size + 1):
+            larger = [
+                torch.cat([x, *(x.narrow(dim, i % size, 1) for i in range(more))], dim)
+                if is_it else x
+                for x, is_it in zip(inputs, chosen, strict=True)
+            ]  # fmt: skip
+            try:
+                _ran(before, larger)
+            except Exception:
+                continue  # the captured graph is not for this size
+            words = f"with a symbolic size, captured at {size} and run at {size + more},"
+            self._expect_equal(words, example, applied, larger)
+        return applied.rewrites > 0
+
+    # -- how it is asked -----------------------------------------------------------------------
+
+    def _applied(
+        self, example: Example, dtype: Any = torch.float64, *, graph: GraphModule | None = None,
+        words: str = "",
+    ) -> _Applied:  # fmt: skip
+        """Return the example after the rule; a second run must change nothing."""
+        model = example.model(_of_weights(dtype))
+        graph = graph or _captured(example, copy.deepcopy(model), dtype)
+        try:
+            dialect.check(graph)
+            rewrites = apply_rules(graph, (self.rule,)).rewrites
+            dialect.check(graph)
+            again = rewrites and apply_rules(graph, (self.rule,)).modified
+        except FxoptError as error:
+            words = " ".join(filter(None, (self.rule.name, words)))
+            error.args = (f"{error} ({words}, on {example.text(dtype)})",)
+            raise
+        if again:
+            raise self._wrong(words, example, "a second run changed the graph again", graph, dtype)
+        return _Applied(graph, model, rewrites)
+
+    def _found(
+        self, graph: GraphModule, inputs: Sequence[torch.Tensor], words: str, example: Example,
+        dtype: Any = torch.float64,
+    ) -> Any:  # fmt: skip
+        try:
+            return _ran(graph, inputs)
+        except Exception as error:
+            said = f"the original runs, and the result fails with {type(error).__name__}: {error}"
+            raise self._wrong(words, example, said, graph, dtype) from error
+
+    def _wrong(
+        self, words: str, example: Example, difference: str, graph: GraphModule | None = None,
+        dtype: Any = torch.float64,
+    ) -> AssertionError:  # fmt: skip
+        form = example.words if isinstance(example, Form) and example.words != words else ""
+        where = " ".join(filter(None, (form, words)))
+        text = f"\n{graph_text(graph)}" if graph is not None else ""
+        return AssertionError(
+            f"{self.rule.name}{f' {where}' if where else ''}: {difference}\n"
+            f"The inputs are {example.text(dtype)}.{text}"
+        )
+
+
+# -- running ---------------------------------------------------------------------------------------
+
+
+def _captured(
+    example: Example, model: torch.nn.Module, dtype: Any, **options: Any
+) -> GraphModule:
+    graph = capture(model, example.draw(1, dtype), **options)
+    for node in graph.graph.nodes:
+        if example.source and node.meta.get("source"):
+            node.meta["source"] = example.source  # torch sees no further than forward()
+    return graph
+
+
+def _ran(module: torch.nn.Module, inputs: Sequence[Any]) -> Any:
+    """Run a module; one with buffers, which it may write to, as a copy."""
+    if any(True for _ in module.buffers()):
+        module = copy.deepcopy(module)
+    with torch.no_grad():
+        return module(*(x.clone() for x in inputs))
+
+
+def _text(dtype: Any) -> str:
+    return " and ".join(map(str, dtype if isinstance(dtype, list) else [dtype]))
+
+
+def _of_weights(dtype: Any) -> torch.dtype:
+    return dtype if isinstance(dtype, torch.dtype) else dtype[-1]
+
+
+def _mixed(example: Example) -> list[list[torch.dtype]]:
+    """Return dtypes for each input that are not all the same."""
+    count = len(example.inputs)
+    if sum(map(is_drawn, (*example.inputs, *example.weights.values()))) < 2 or not count:
+        return []
+    others = max(count - 1, 1)
+    return [
+        [first, *[rest] * others]
+        for first, rest in ((torch.float32, torch.float64), (torch.float64, torch.float32),
+                            (torch.int64, torch.float32))
+    ]  # fmt: skip
 
 
 def _moved(value: torch.Tensor) -> torch.Tensor:
     ramp = torch.linspace(1, 2, max(value.numel(), 1), dtype=value.dtype)
     return value + 1e-3 * ramp[: value.numel()].reshape(value.shape)
-
-
-def _expect_other_dtypes(rule: Rule, example: Example, report: RuleCheck) -> None:
-    """In float32 it is as precise as before; in half precision right where it fires."""
-    exact = example.model(torch.float64)
-    for dtype, room in ((torch.float32, 1e-5), (torch.bfloat16, 0.06)):
-        try:
-            with torch.no_grad():
-                example.model(dtype)(*example.draw(1, dtype))
-        except (RuntimeError, NotImplementedError) as error:
-            report.notes.append(f"{dtype} does not run without the rule either: {error}")
-            continue
-        graph, _, model = _applied(rule, example, dtype)
-        inputs = example.draw(2, dtype)
-        reference = _same_weights(exact, model)
-        with torch.no_grad():
-            expected = reference(*_wide(list(inputs)))
-            before = relative_error(_wide(model(*inputs)), expected)
-            after = relative_error(_wide(copy.deepcopy(graph)(*inputs)), expected)
-        assert after <= max(4 * before, room), (
-            f"{rule.name}: in {dtype} the error grows from {before:.3g} to {after:.3g}"
-        )
 
 
 def _wide(nested: Any) -> Any:
@@ -257,27 +579,8 @@ def _wide(nested: Any) -> Any:
 
 def _same_weights(exact: torch.nn.Module, model: torch.nn.Module) -> torch.nn.Module:
     twin = copy.deepcopy(exact)
-    twin.load_state_dict({k: v.double() for k, v in model.state_dict().items()})
+    twin.load_state_dict({k: _wide(v) for k, v in model.state_dict().items()})
     return twin
-
-
-def _expect_users_kept(rule: Rule, example: Example, tolerance: float) -> None:
-    """Make every value inside an output, too: those must come out as before."""
-    model, inputs = example.model(), example.draw(1)
-    graph = capture(model, inputs)
-    inside = [n for n in graph.graph.nodes if n.op == "call_function" and _is_float(n)]
-    output = graph.output_node
-    output.args = ((*output.args[0], *(n for n in inside if n not in output.args[0])),)  # type: ignore
-    graph.recompile()
-    twin = copy.deepcopy(graph)
-    apply_rules(graph, (rule,))
-    with torch.no_grad():
-        found, expected = graph.run(*inputs), twin.run(*inputs)
-    error = relative_error(found, expected)
-    assert error <= tolerance, (
-        f"{rule.name}: a value inside the match that is used elsewhere changed by {error:.3g}\n"
-        f"{graph_text(graph)}"
-    )
 
 
 def _is_float(node: fx.Node) -> bool:
@@ -285,217 +588,55 @@ def _is_float(node: fx.Node) -> bool:
     return isinstance(value, torch.Tensor) and value.dtype.is_floating_point
 
 
-def _expect_dynamic(
-    rule: Rule, example: Example, tolerance: float, dynamic: bool | None, report: RuleCheck
-) -> None:
-    """Check another size of the first dimension; it is shared by all inputs that have its size."""
-    if dynamic is False:
-        return
-    inputs = example.draw(1)
-    sized = [x for x in inputs if x.dim() and x.shape[0] > 1]
-    if not sized:
-        report.notes.append("no input has a first dimension to make symbolic")
-        return
-    size = sized[0].shape[0]
-    shapes = tuple({0: "n"} if x.dim() and x.shape[0] == size else {} for x in inputs)
-    try:
-        graph, rewrites, model = _applied(rule, example, dynamic_shapes={"args": shapes})
-    except CaptureError as error:
-        assert not dynamic, f"the example cannot be captured with a symbolic size: {error}"
-        report.notes.append(f"no symbolic size: {str(error).splitlines()[0]}")
-        return
-    assert rewrites or not dynamic, f"{rule.name} does not fire with a symbolic first dimension"
-    report.dynamic += bool(rewrites)
-    larger = [
-        torch.cat([x, x[:1]]) if shape else x
-        for x, shape in zip(inputs, shapes, strict=True)
-    ]
-    found = _error(graph, model, larger)
-    assert found <= tolerance, (
-        f"{rule.name}: with a symbolic size, results differ by {found:.3g}\n{graph_text(graph)}"
+# -- comparing -------------------------------------------------------------------------------------
+
+
+def _difference(
+    found: Any, expected: Any, tolerance: float, *, only_finite: bool = False
+) -> str | None:
+    """Say where two results differ, relative to the largest number; None where they do not.
+
+    With `only_finite`, only where the expected one is finite.
+    """
+    ours, our_spec = pytree.tree_flatten(found)
+    theirs, their_spec = pytree.tree_flatten(expected)
+    if our_spec != their_spec:
+        return "the result has another structure"
+    several = (
+        _leaf_difference(a, b, tolerance, only_finite) for a, b in zip(ours, theirs, strict=True)
     )
+    return next((words for words in several if words is not None), None)
 
 
-# -- every form of a pattern -----------------------------------------------------------------------
-
-
-def _by_symbol(rule: Rule, inputs: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
-    if len(inputs) > len(rule.symbols) or any(name not in rule.symbols for name in named):
-        raise FxoptError(f"{rule.name} has the symbols {', '.join(rule.symbols)}, and no others.")
-    return {**dict(zip(rule.symbols, inputs, strict=False)), **named}
-
-
-class _Form(Example):
-    """One form of a pattern as an example; `bound` is looser where a number lies at its edge."""
-
-    bound: float
-
-
-def _forms(rule: Rule, values: dict[str, Any], report: RuleCheck) -> Iterator[Example]:
-    """Yield an example for each form: the first choices, and then each other choice by itself."""
-    for pattern in rule.patterns:
-        yield _form(rule, pattern, values, {})
-        for one in everything_in(pattern):
-            for choice in range(1, _choices(one)):
-                yield _form(rule, pattern, values, {id(one): choice})
-            if isinstance(one, Near):
-                for choice in (1, 2):
-                    edge = _form(rule, pattern, values, {id(one): choice})
-                    edge.bound = SINGLE
-                    yield edge
-
-
-def _choices(pattern: Any) -> int:
-    if isinstance(pattern, AnyOf):
-        return len(pattern.choices)
-    return 3 if isinstance(pattern, (Repeated, Each)) else 1
-
-
-def _form(rule: Rule, pattern: Any, values: dict[str, Any], chosen: dict[int, int]) -> _Form:
-    missing = [name for name in rule.symbols if name not in values and _needs(pattern, name)]
-    if missing:
-        raise FxoptError(
-            f"check_rule({rule.name}): give '{missing[0]}' a shape, a tensor or a number, or give "
-            f"function=. The pattern is {pattern_text(pattern)}."
+def _leaf_difference(found: Any, expected: Any, tolerance: float, only_finite: bool) -> str | None:
+    if not isinstance(expected, torch.Tensor) or not isinstance(found, torch.Tensor):
+        return None if found == expected else f"the result is {found!r}, and was {expected!r}"
+    if (found.shape, found.dtype) != (expected.shape, expected.dtype):
+        return (
+            f"the result is {found.dtype} of shape {list(found.shape)}, and was {expected.dtype} "
+            f"of shape {list(expected.shape)}"
         )
-    present = {name: value for name, value in values.items() if _needs(pattern, name)}
-    weights = {k: v for k, v in present.items() if _is_weight(rule, k, v)}
-    tensors = {k: v for k, v in present.items() if k not in weights and _is_input(v)}
-    plain = {k: v for k, v in present.items() if k not in weights and k not in tensors}
-
-    def function(*args: Any, **parameters: Any) -> Any:
-        known = {**plain, **dict(zip(tensors, args, strict=True)), **parameters}
-        return _Run(known, chosen).value(pattern)
-
-    form = _Form(function, *tensors.values(), weights=weights)
-    if any(chosen.values()):
-        form = _used_only(form, tensors, weights, pattern, plain, chosen)
-    return form
+    if not (expected.is_floating_point() or expected.is_complex()):
+        wrong = (found != expected).double()
+    else:
+        wrong = _wrongness(found, expected, tolerance, only_finite)
+    if not wrong.any():
+        return None
+    place = tuple(int(i) for i in torch.unravel_index(wrong.argmax(), wrong.shape))
+    index = f"at {list(place)} " if place else ""
+    return f"{index}the result is {found[place].item()}, and was {expected[place].item()}"
 
 
-def _used_only(
-    form: _Form, tensors: dict[str, Any], weights: dict[str, Any], pattern: Any,
-    plain: dict[str, Any], chosen: dict[int, int],
-) -> _Form:  # fmt: skip
-    """Return the form without the inputs that only other choices need."""
-    given = {k: _drawn(v, torch.float64, 1) for k, v in {**tensors, **weights}.items()}
-    run = _Run({**plain, **given}, chosen)
-    run.value(pattern)
-    used = {k: v for k, v in tensors.items() if k in run.used}
-    kept = {k: v for k, v in weights.items() if k in run.used}
-
-    def function(*args: Any, **parameters: Any) -> Any:
-        known = {**plain, **dict(zip(used, args, strict=True)), **parameters}
-        return _Run(known, chosen).value(pattern)
-
-    return _Form(function, *used.values(), weights=kept)
-
-
-def _needs(pattern: Any, name: str) -> bool:
-    return any(isinstance(p, (Var, Rest)) and p.name == name for p in everything_in(pattern))
-
-
-def _is_input(value: Any) -> bool:
-    """Whether a value is a tensor or the shape of one."""
-    shape = isinstance(value, tuple) and all(isinstance(size, int) for size in value)
-    return isinstance(value, torch.Tensor) or shape
-
-
-def _is_weight(rule: Rule, name: str, value: Any) -> bool:
-    asked = getattr(rule.conditions.get(name), "__wrapped__", None)
-    return isinstance(value, torch.nn.Parameter) or (asked is constant and _is_input(value))
-
-
-class _Run:
-    """Runs one form of a pattern on tensors."""
-
-    def __init__(self, values: Mapping[str, Any], chosen: Mapping[int, int]) -> None:
-        self.values, self.chosen = values, chosen
-        self.used: set[str] = set()
-        self._done: dict[int, Any] = {}
-
-    def value(self, pattern: Any) -> Any:
-        """Return the value of a pattern; a call that stands in several places runs once."""
-        if isinstance(pattern, (CallPattern, Named)):
-            if id(pattern) not in self._done:
-                self._done[id(pattern)] = self._computed(pattern)
-            return self._done[id(pattern)]
-        return self._computed(pattern)
-
-    def _computed(self, pattern: Any) -> Any:
-        choice = self.chosen.get(id(pattern), 0)
-        if isinstance(pattern, (Var, Rest)):
-            return self._symbol(pattern)
-        if isinstance(pattern, CallPattern):
-            return self._call(pattern)
-        if isinstance(pattern, AnyOf):
-            return self.value(pattern.choices[choice])
-        if isinstance(pattern, Named):
-            return self.value(pattern.pattern)
-        if isinstance(pattern, Outputs):
-            return tuple(map(self.value, pattern.patterns))
-        if isinstance(pattern, Near):
-            return pattern.value * (1 + (0, 0.99, -0.99)[choice] * pattern.tolerance)
-        if isinstance(pattern, Repeated):
-            return self._repeated(pattern, pattern.least + (1, 0, 2)[choice])
-        if isinstance(pattern, Each):
-            return [_Run(self.values, self.chosen)._noted(pattern.item, self) for _ in
-                    range(choice + 1)]  # fmt: skip
-        if isinstance(pattern, AnyCall):
-            return self.values[pattern.symbol.name](*self._args(pattern.args))
-        if isinstance(pattern, list):
-            return self._items(pattern)
-        return pattern
-
-    def _noted(self, pattern: Any, owner: _Run) -> Any:
-        value = self.value(pattern)
-        owner.used |= self.used
-        return value
-
-    def _symbol(self, pattern: Var | Rest) -> Any:
-        self.used.add(pattern.name)
-        value = self.values[pattern.name]
-        return list(value) if isinstance(pattern, Rest) and isinstance(value, tuple) else value
-
-    def _items(self, patterns: list[Any]) -> list[Any]:
-        found: list[Any] = []
-        for one in patterns:
-            if isinstance(one, Rest):
-                value = self._symbol(one)
-                found.extend(value if isinstance(value, list) else [value])
-            elif one is not ANY:
-                found.append(self.value(one))
-        return found
-
-    def _repeated(self, pattern: Repeated, times: int) -> Any:
-        value = self.value(pattern.start)
-        for _ in range(times):
-            inner = _Run({**self.values, pattern.hole.name: value}, self.chosen)
-            value = inner._noted(pattern.part, self)
-        return value
-
-    def _args(self, args: Iterable[Any]) -> list[Any]:
-        return [self.value(arg) for arg in args if arg is not ANY]
-
-    def _call(self, pattern: CallPattern) -> Any:
-        if not isinstance(pattern.target, OpOverload):
-            return pattern.target(*self._args(pattern.args))
-        schema = pattern.target._schema.arguments
-        positional = [a for a in schema if not a.kwarg_only]
-        args = [
-            self.value(arg) if arg is not ANY else _default(pattern, place)
-            for arg, place in zip(pattern.args, positional, strict=False)
-        ]
-        named = {k: self.value(v) for k, v in pattern.kwargs.items() if v is not ANY}
-        return pattern.target(*args, **named)
-
-
-def _default(pattern: CallPattern, argument: Any) -> Any:
-    if not argument.has_default_value():
-        raise FxoptError(
-            f"check_rule: '{argument.name}' of {pattern.target} is left open in the pattern and "
-            "has no default; give function=."
-        )
-    return argument.default_value
-
-
+def _wrongness(
+    found: torch.Tensor, expected: torch.Tensor, tolerance: float, only_finite: bool
+) -> torch.Tensor:
+    """Return how wrong each element is; 0 where it is right."""
+    wide = torch.complex128 if expected.is_complex() else torch.float64
+    a, b = found.detach().to(wide), expected.detach().to(wide)
+    finite = b.isfinite()
+    largest = float(b[finite].abs().max()) if finite.any() else 0.0
+    distance = (a - b).abs()
+    right = (distance <= tolerance * max(largest, 1.0)) | (a == b) | (a.isnan() & b.isnan())
+    if only_finite:
+        right |= ~finite
+    return distance.nan_to_num(nan=torch.inf).masked_fill(right, 0.0)

@@ -24,6 +24,7 @@ def unshuffle(x: Any, r: int = 2, s: int = 2) -> Any:
 EXAMPLES: dict[str, list[Example]] = {
     "fuse_pixel_shuffle": [
         Example(shuffle, PACKED),
+        Example(shuffle, (0, *PACKED[1:]), reason="leaves an empty image as it is"),
         Example(lambda x: shuffle(x, 3, 2), PACKED, reason="its blocks are no squares"),
         Example(
             lambda x: x.reshape(1, 6, 2, 2, 4, 5).permute(0, 1, 4, 2, 5, 3).reshape(1, 6, 8, 10),
@@ -32,6 +33,7 @@ EXAMPLES: dict[str, list[Example]] = {
     ],
     "fuse_pixel_unshuffle": [
         Example(unshuffle, PLAIN),
+        Example(unshuffle, (0, *PLAIN[1:]), reason="leaves an empty image as it is"),
         Example(lambda x: unshuffle(x, 4, 2), PLAIN, reason="its blocks are no squares"),
         Example(
             lambda x: (

@@ -40,6 +40,10 @@ EXAMPLES: dict[str, list[Example]] = {
     "replace_whole_window": [
         Example(lambda x: F.avg_pool2d(x, 6), IMAGE),
         Example(lambda x: F.avg_pool2d(x, 3), IMAGE, reason=NO_REASON),
+        Example(
+            lambda x: F.avg_pool2d(x, 2), torch.arange(8).reshape(2, 1, 2, 2),
+            reason="it is not floating point",
+        ),
     ],
     "replace_even_windows": [
         Example(lambda x: F.adaptive_avg_pool2d(x, (3, 2)), IMAGE),

@@ -74,6 +74,10 @@ EXAMPLES: dict[str, list[Example]] = {
             lambda x: (lambda y: (y.sin(), y.clamp(0, 2)))(x.clamp(-1, 3)), (3, 4), reason=SHARED
         ),
         Example(
+            lambda x: x.clamp(-1, 1).clamp(0, 2), torch.arange(4, dtype=torch.uint8),
+            reason="a large one to unsigned integers",
+        ),
+        Example(
             lambda x: F.hardtanh(x.clamp(0, 3), -1, 2), (3, 4),
             reason="no single call has this gradient at the bounds",
         ),
