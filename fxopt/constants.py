@@ -16,10 +16,6 @@ class Constants:
 
     def __init__(self, graph: GraphModule) -> None:
         self.graph = graph
-        self._changing = set(graph.info.mutated | graph.info.state)
-        for recipe in graph.info.recipes:
-            if self._changing.intersection(recipe.sources):
-                self._changing.add(recipe.name)
 
     def holds(self, node: Any) -> bool:
         """Whether a node is a constant tensor that the graph itself does not change."""
@@ -28,7 +24,7 @@ class Constants:
 
     def fixes(self, node: Any) -> bool:
         """Whether a node is a constant that neither training nor new weights change."""
-        return self.holds(node) and node.target not in self._changing
+        return self.holds(node) and self.graph.fixed_tensor(str(node.target)) is not None
 
     def value(self, node: fx.Node) -> torch.Tensor:
         """Return the value of a constant."""

@@ -253,6 +253,21 @@ class GraphModule(fx.GraphModule):
         value = self.constant(name) if self._is_fixed(name) else None
         return value if isinstance(value, torch.Tensor) else None
 
+    def drop_constant(self, name: str) -> bool:
+        """Delete a constant with the record of how, if it was computed last and no node reads it.
+
+        Returns whether it is gone.
+        """
+        recipes = self.info.recipes
+        is_last = bool(recipes) and recipes[-1].name == name
+        if not is_last or self._graph.find_nodes(op="get_attr", target=name):
+            return False
+        recipes.pop()
+        self._derived.pop(name, None)
+        self._recipes_seen = min(self._recipes_seen, len(recipes))
+        self.delete_constant(name)
+        return True
+
     def _is_fixed(self, name: str) -> bool:
         return self._derived.get(name, name not in self.info.state)
 

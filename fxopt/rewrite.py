@@ -347,15 +347,11 @@ class Rewriter:
             self._erased[node.name] = None
         self.graph.graph.erase_node(node)
 
-
     def _drop(self, node: fx.Node) -> None:
         """Erase a node that was inserted for nothing; a constant goes with its recipe."""
         self._erase(node)
-        recipes = self.graph.info.recipes
-        if node.op == "get_attr" and recipes and recipes[-1].name == node.target:
-            recipes.pop()
+        if node.op == "get_attr" and self.graph.drop_constant(str(node.target)):
             self._unreachable.discard(str(node.target))
-            self.graph.delete_constant(str(node.target))
 
 
 def _redirect(old: fx.Node, new: fx.Node, built: set[fx.Node]) -> None:

@@ -55,9 +55,8 @@ class MergeDuplicates:
 
 def _merge_constants(rewriter: Rewriter, graph: GraphModule) -> None:
     alike: dict[Any, list[fx.Node]] = defaultdict(list)
-    changing = _changing(graph)
     for node in graph.graph.find_nodes(op="get_attr"):
-        if "val" in node.meta and node.target not in changing:
+        if "val" in node.meta and graph.fixed_tensor(str(node.target)) is not None:
             alike[_sample(graph.value(node))].append(node)
     for nodes in alike.values():
         if len(nodes) == 1:
@@ -67,16 +66,6 @@ def _merge_constants(rewriter: Rewriter, graph: GraphModule) -> None:
             first = kept.setdefault(bytes_of(graph.value(node)), node)
             if first is not node:
                 rewriter.replace(node, first)
-
-
-def _changing(graph: GraphModule) -> set[str]:
-    """Return the constants that training or new weights may change, and what follows from them."""
-    info = graph.info
-    names = set(info.mutated | info.state)
-    for recipe in info.recipes:
-        if names.intersection(recipe.sources):
-            names.add(recipe.name)
-    return names
 
 
 def _sample(tensor: torch.Tensor) -> tuple[Any, ...]:

@@ -138,3 +138,26 @@ def test_effects_are_never_erased_with_a_cone() -> None:
     result = rewriter.result()
     assert set(result.erased) == {"relu", "add"}
     assert graph.find(aten.rand.default)
+
+
+def test_a_constant_that_is_made_in_vain_goes_with_its_record(graph: GraphModule) -> None:
+    rewriter = Rewriter(graph)
+    linear = graph.find(aten.linear.default)[0]
+    weight = linear.args[1]
+    assert isinstance(weight, torch.fx.Node)
+    fixed = rewriter.constant(lambda: torch.ones(4), [], name="ones", before=linear)
+    assert graph.fixed_tensor(str(fixed.target)) is not None
+    rewriter.discard()
+    assert not graph.info.recipes and "ones" not in graph.constants()
+    scaled = rewriter.constant(lambda w: w * 2, [weight], name="ones", before=linear)
+    assert graph.fixed_tensor(str(scaled.target)) is None  # new weights reach it
+
+
+def test_a_constant_that_another_node_reads_stays(graph: GraphModule) -> None:
+    rewriter = Rewriter(graph)
+    linear, relu = graph.find(aten.linear.default)[0], graph.find(aten.relu.default)[0]
+    ones = rewriter.constant(lambda: torch.ones(4), [], name="ones", before=linear)
+    total = rewriter.insert(aten.add.Tensor, relu, ones, before=relu.next)
+    assert rewriter.replace(relu, total)
+    again = graph.graph.create_node("get_attr", ones.target)
+    assert not graph.drop_constant(str(ones.target)) and again.target in graph.constants()
