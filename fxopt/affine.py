@@ -36,6 +36,7 @@ Coefficients = Callable[..., torch.Tensor]  # from the values of an affine call'
 FOLDED = "folded"  # what folding in one direction returns; else a reason, or None: no layer there
 _NOT_ALONE = "its coefficients do not vary along the channels of {} alone"
 _NOT_FOLLOWED = "the channels of {} cannot be followed through the calls between"
+_CACHED = 2**16  # elements of a weight that stay in a core's cache while they are computed
 _REACH = 32  # how many calls may stand between the two: it bounds the work at each
 
 
@@ -182,9 +183,20 @@ def _blocks(layer: _Layer, weight: torch.Tensor) -> torch.Tensor:
     return blocks.transpose(1, 2) if layer.transposed else blocks
 
 
-def _from_blocks(layer: _Layer, blocks: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    blocks = blocks.transpose(1, 2) if layer.transposed else blocks
-    return blocks.reshape(like.shape).to(like.dtype)
+def _times(layer: _Layer, weight: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Return a weight times a factor that broadcasts to its blocks, a few rows at a time.
+
+    Rows that stay in the cache, from widening to rounding, take less than half the time.
+    """
+    factor = factor.transpose(1, 2) if layer.transposed else factor
+    rows = weight.reshape(weight.shape[0], weight.shape[1] if weight.dim() > 1 else 1, -1)
+    factors = factor.expand(-1, len(rows) // layer.groups, -1, -1).flatten(0, 1)
+    product = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    count = max(1, _CACHED // max(1, rows.shape[1] * rows.shape[2]))
+    for start in range(0, len(rows), count):
+        some = slice(start, start + count)
+        product[some] = wide(rows[some]) * factors[some]
+    return product.reshape(weight.shape)
 
 
 def _scale(affine: Affine, index: torch.Tensor) -> Coefficients | None:
@@ -221,8 +233,7 @@ def _new_layer(
     if scale is not None:
 
         def scaled(value: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
-            factor = scale(value, *values).reshape(shape)
-            return _from_blocks(layer, _blocks(layer, value) * factor, value)
+            return _times(layer, value, scale(value, *values).reshape(shape))
 
         sources = (layer.weight, *affine.sources)
         weight = rewriter.constant(scaled, sources, name=_name(layer, "weight"), **place)

@@ -219,7 +219,9 @@ class GraphModule(fx.GraphModule):
     def subgraphs(self) -> Iterator[GraphModule]:
         """Yield the graphs of control-flow operators (cond, while_loop…), innermost first."""
         for node in self.graph.find_nodes(op="get_attr"):
-            value = self.value(node) if self.has_constant(str(node.target)) else None
+            if "val" in node.meta or not self.has_constant(str(node.target)):
+                continue  # a tensor
+            value = self.value(node)
             if isinstance(value, GraphModule):
                 yield from value.subgraphs()
                 yield value
