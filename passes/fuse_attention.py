@@ -36,8 +36,8 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from fxopt.attention.bounds import HIDDEN, Bounds
 from fxopt.attention.fusion import fuse
+from fxopt.attention.mask_sizes import HIDDEN, MaskSizes
 from fxopt.attention.obstacle import HeldBack
 from fxopt.attention.scores import feeds_product
 from fxopt.constants import Constants
@@ -65,13 +65,13 @@ class FuseAttention:
 
     def run(self, graph: GraphModule) -> PassResult:
         """Fuse around each softmax, then simplify the masks and heads of all attentions."""
-        rewriter, bounds = Rewriter(graph), Bounds(Constants(graph))
+        rewriter, sizes = Rewriter(graph), MaskSizes(Constants(graph))
         alike: dict[Any, fx.Node] = {}
         for softmax in graph.find(aten.softmax.int):
             if not feeds_product(softmax):
                 continue
             try:
-                fuse(rewriter, bounds, alike, softmax, self.largest_mask)
+                fuse(rewriter, sizes, alike, softmax, self.largest_mask)
             except HeldBack as reason:
                 rewriter.discard()
                 rewriter.miss(softmax, str(reason))

@@ -38,15 +38,15 @@ class Layout:
     inner: str  # what q and k are summed over
     features: str  # of the values
     out: str  # the axes of the result
-    first: str  # the axes of the scores behind the first product,
-    last: str  # and of the weights in front of the second: another grouping, or the same
+    score_axes: str  # behind the first product,
+    weight_axes: str  # and in front of the second: another grouping, or the same
 
     def batch(self, axes: str) -> str:
         """Return those of the axes that are neither queries nor keys."""
         return "".join(x for x in axes if x not in (self.row, self.column))
 
 
-def layout_of(scores: Scores, column: str, last: Product, weights: fx.Node) -> Layout:
+def layout_of(scores: Scores, column: str, second: Product, weights: fx.Node) -> Layout:
     """Name the axes of both products; raise HeldBack where they are not those of attention."""
     product = scores.product
     left, right = (Side(*side) for side in product.sides())
@@ -56,7 +56,7 @@ def layout_of(scores: Scores, column: str, last: Product, weights: fx.Node) -> L
     inner = {*q.axes, *k.axes} - {*product.axes}
     if len(inner) != 1 or not inner <= {*q.axes} & {*k.axes}:
         raise HeldBack("its scores are summed over more than one axis")
-    v, out = _named_values(scores, last, weights)
+    v, out = _named_values(scores, second, weights)
     features = {*v.axes} - {*scores.axes}
     if len(features) != 1 or {*out} != {*scores.axes} - {column} | features:
         raise HeldBack("its values are not summed over the keys alone")
@@ -72,14 +72,19 @@ def layout_of(scores: Scores, column: str, last: Product, weights: fx.Node) -> L
     )  # fmt: skip
 
 
-def _named_values(scores: Scores, last: Product, weights: fx.Node) -> tuple[Side, str]:
+def _named_values(scores: Scores, second: Product, weights: fx.Node) -> tuple[Side, str]:
     """Return the values, and the axes of the result, in the letters of the scores."""
-    own, other = last.sides() if last.left is weights else reversed(last.sides())
+    own, other = second.sides() if second.left is weights else reversed(second.sides())
     letters = dict(zip(own[1], scores.axes, strict=True))
     new = [x for x in other[1] if x not in letters]
     letters.update(zip(new, fresh_letters(len(new), scores.letters + scores.axes), strict=True))
-    axes, out = ("".join(letters[x] for x in side) for side in (other[1], last.axes))
+    axes, out = ("".join(letters[x] for x in side) for side in (other[1], second.axes))
     return Side(other[0], axes), out
+
+
+def last_axes(axes: str, rank: int) -> str:
+    """Return the axes of a tensor that broadcasts to `axes`."""
+    return axes[len(axes) - rank :]
 
 
 def arranged(x: Any, axes: str, wanted: str) -> Any:
@@ -135,7 +140,11 @@ def is_one(size: Any) -> bool:
 
 
 def blocks_of(old: Sequence[Any], new: Sequence[Any]) -> list[tuple[list[int], list[int]]]:
-    """Pair the runs of axes that have as many elements before and after a reshape."""
+    """Pair the runs of axes that have as many elements before and after a reshape.
+
+    One merge: the side with fewer elements so far takes its next axis; where both have as many, a
+    pair ends. All axes are one pair where symbolic sizes leave open which side has fewer.
+    """
     blocks: list[tuple[list[int], list[int]]] = []
     source: list[int] = []
     target: list[int] = []
@@ -143,7 +152,7 @@ def blocks_of(old: Sequence[Any], new: Sequence[Any]) -> list[tuple[list[int], l
     after: Any = 1
     i = j = 0
     while i < len(old) or j < len(new):
-        if j == len(new) or i < len(old) and _divides(before, after):
+        if j == len(new) or i < len(old) and _is_at_most(before, after):
             before, i = before * _expression(old[i]), i + 1
             source.append(i - 1)
         else:
@@ -159,7 +168,8 @@ def _expression(size: Any) -> Any:
     return size if isinstance(size, int) else size.node.expr
 
 
-def _divides(divisor: Any, number: Any) -> bool:
-    if isinstance(divisor, int) and isinstance(number, int):
-        return divisor <= number
-    return bool((number / divisor).as_numer_denom()[1] == 1)
+def _is_at_most(count: Any, other: Any) -> bool:
+    """Compare two numbers of elements; symbolic ones by whether the first divides the second."""
+    if isinstance(count, int) and isinstance(other, int):
+        return count <= other
+    return bool((other / count).as_numer_denom()[1] == 1)

@@ -11,8 +11,17 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxopt.attention.axes import Layout, Side, arranged, blocks_of, is_one, layout_of, regrouped
-from fxopt.attention.bounds import HIDDEN, REACH, SCALINGS, Bounds, check_rows
+from fxopt.attention.axes import (
+    Layout,
+    Side,
+    arranged,
+    blocks_of,
+    is_one,
+    last_axes,
+    layout_of,
+    regrouped,
+)
+from fxopt.attention.mask_sizes import HIDDEN, SCALINGS, MaskSizes, check_rows
 from fxopt.attention.obstacle import HeldBack
 from fxopt.attention.products import product_of
 from fxopt.attention.scores import Scores, Term, follow_weights, path_from_product
@@ -26,31 +35,29 @@ _ATTENTION = aten.scaled_dot_product_attention.default
 
 
 def fuse(
-    rewriter: Rewriter, bounds: Bounds, alike: dict[Any, fx.Node], softmax: fx.Node, limit: int
+    rewriter: Rewriter, sizes: MaskSizes, alike: dict[Any, fx.Node], softmax: fx.Node, limit: int
 ) -> None:
     """Fuse around one softmax; raise HeldBack where that is not possible.
 
     `alike` remembers attentions by the metadata of what they take: their own takes long to compute.
     """
-    way = path_from_product(softmax.args[0], [REACH])
-    if isinstance(way, str):
-        raise HeldBack(way)
+    way = path_from_product(softmax.args[0])
     product = product_of(way[0])
     assert product is not None
-    scores = Scores(bounds, product, product.axes, product.scale)
+    scores = Scores(sizes, product, product.axes, product.scale)
     scores.add(product.added, 1.0)
     for before, node in itertools.pairwise((*way, softmax)):
         scores.step(node, before)
     axis: Any = softmax.args[1]
     column = scores.axes[axis]
-    last, weights = follow_weights(scores, softmax)
-    layout = layout_of(scores, column, last, weights)
-    match = Match((last.node,), (last.node, softmax, *reversed(way)), {})
-    place = Place(rewriter, match, last.node)
+    second, weights = follow_weights(scores, softmax)
+    layout = layout_of(scores, column, second, weights)
+    match = Match((second.node,), (second.node, softmax, *reversed(way)), {})
+    place = Place(rewriter, match, second.node)
     new = _Builder(scores, layout, place, alike).attention(limit)
-    if not same_metadata(new, last.node):
+    if not same_metadata(new, second.node):
         raise HeldBack("the result would be of another type")
-    rewriter.replace(last.node, new)
+    rewriter.replace(second.node, new)
 
 
 class _Builder:
@@ -66,16 +73,16 @@ class _Builder:
     def _grouping(self) -> str:
         """Choose how the batch is grouped: as in the first product, if the masks fit that."""
         at, groupings = self.layout, self.scores.groupings
-        if at.last != at.first:
-            return at.last
+        if at.weight_axes != at.score_axes:
+            return at.weight_axes
         for axes in map(self._axes_of, self.scores.terms):
-            if axes == at.first or not {at.row, at.column} <= {*axes}:
+            if axes == at.score_axes or not {at.row, at.column} <= {*axes}:
                 continue
             static = all(isinstance(size, int) for size in groupings[axes])
-            spreads = any(self._spreads(term, at.first) for term in self.scores.terms)
+            spreads = any(self._spreads(term, at.score_axes) for term in self.scores.terms)
             if spreads and (len(axes) <= 4 or not static):
                 return axes
-        return at.first
+        return at.score_axes
 
     def value(self, node: fx.Node) -> Value:
         """Return a node as something to compute with."""
@@ -86,14 +93,14 @@ class _Builder:
         at, scores = self.layout, self.scores
         self._check()
         mask = self._mask(limit)
-        q, first = self._scaled(self._side(at.q, at.first, at.row + at.inner), at.row, at.column)
-        k, second = self._scaled(
-            self._side(at.k, at.first, at.column + at.inner), at.column, at.row
-        )
-        v = self._side(at.v, at.last, at.column + at.features)
-        result = self._call(q, k, v, mask, scores.scale * first * second)
-        result = self._to_grouping(result, self.axes, at.last)
-        return arranged(result, at.batch(at.last) + at.row + at.features, at.out).node
+        q = self._side(at.q, at.score_axes, at.row + at.inner)
+        k = self._side(at.k, at.score_axes, at.column + at.inner)
+        q, q_scale = self._scaled(q, at.row, at.column)
+        k, k_scale = self._scaled(k, at.column, at.row)
+        v = self._side(at.v, at.weight_axes, at.column + at.features)
+        result = self._call(q, k, v, mask, scores.scale * q_scale * k_scale)
+        result = self._to_grouping(result, self.axes, at.weight_axes)
+        return arranged(result, at.batch(at.weight_axes) + at.row + at.features, at.out).node
 
     def _call(self, q: Value, k: Value, v: Value, mask: Value | None, scale: float) -> Value:
         fakes = [x.fake for x in (q, k, v, mask) if x is not None]
@@ -140,12 +147,12 @@ class _Builder:
             scale = scale / number if x.target is aten.div.Tensor else scale * number
             x = inside
         for factor, target in self.scores.factors:
-            if self.axes != at.first:
+            if self.axes != at.score_axes:
                 raise HeldBack("its axes are regrouped, and a tensor scales its scores")
             along = [part for part in (axis, across) if self._size(factor, part) != 1]
             if along == [axis] or not along and axis == at.row:
                 y = self.value(factor.nodes[0])
-                own = factor.axes[len(factor.axes) - y.ndim :]
+                own = last_axes(factor.axes, y.ndim)
                 x = target(x, arranged(y, own, self.batch + axis + across))
             elif len(along) == 2:
                 raise HeldBack("every score has a factor of its own")
@@ -154,7 +161,7 @@ class _Builder:
     def _size(self, term: Term, axis: str) -> Any:
         """Return the size of a tensor along an axis; 1 where it has none."""
         shape = shape_of(term.nodes[0])
-        own = term.axes[len(term.axes) - len(shape) :]
+        own = last_axes(term.axes, len(shape))
         return shape[own.index(axis)] if axis in own else 1
 
     # -- the mask ----------------------------------------------------------------------------------
@@ -196,12 +203,12 @@ class _Builder:
         return self._ordered(term, x)
 
     def _ordered(self, term: Term, x: Any) -> Any:
-        return arranged(x, term.axes[len(term.axes) - x.ndim :], self._axes_of(term))
+        return arranged(x, last_axes(term.axes, x.ndim), self._axes_of(term))
 
     def _axes_of(self, term: Term) -> str:
         """Return the axes of the grouping in which a term was added."""
         if not self.scores.groupings:
-            return self.layout.first
+            return self.layout.score_axes
         for axes in self.scores.groupings:
             if {*axes} == {*term.axes}:
                 return axes
@@ -212,7 +219,7 @@ class _Builder:
         if axes != self.axes:
             groupings = self.scores.groupings
             x = regrouped(x, groupings[axes], groupings[self.axes])
-        own = self.axes[len(self.axes) - x.ndim :]
+        own = last_axes(self.axes, x.ndim)
         return arranged(x, own, self.batch + self.layout.row + self.layout.column)
 
     def _spreads(self, term: Term, wanted: str) -> bool:

@@ -61,6 +61,7 @@ def _matrices(node: fx.Node, left: fx.Node, right: fx.Node) -> Product | None:
 
 
 def _einsum(node: fx.Node, equation: str, left: fx.Node, right: fx.Node) -> Product | None:
+    """Name the axes behind `...`, which broadcast from the right: "...ik,kj->...ij"."""
     parts = re.split(",|->", equation)
     if len(parts) != 3:
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from string import ascii_letters
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxopt.attention.bounds import HIDDEN, LOW, REACH, Bounds
+from fxopt.attention.mask_sizes import HIDDEN, LOW, REACH, MaskSizes
 from fxopt.attention.obstacle import HeldBack
 from fxopt.attention.products import Product, product_of
 from fxopt.constants import Constants
@@ -54,33 +54,52 @@ def _source(node: Any) -> str:
     return target_text(node.target) if is_call else str(node)
 
 
-def path_from_product(node: Any, left: list[int]) -> tuple[fx.Node, ...] | str:
-    """Return the nodes from a product to `node`, or why there is no such way.
+def path_from_product(end: Any) -> tuple[fx.Node, ...]:
+    """Return the nodes from a product to `end`; raise HeldBack where there is no such way."""
+    return _PathSearch().to(end)
 
-    `left` counts down how many nodes may still be looked at.
-    """
-    if not isinstance(node, fx.Node) or node.op != "call_function":
-        return f"its scores come from {_source(node)}, not from a product of two tensors"
-    left[0] -= 1
-    if product_of(node) is not None:
-        return (node,)
-    source = f"its scores come from {_source(node)}, not from a product of two tensors"
-    bends = node.target in _BENDS
-    if left[0] < 0 or not bends and node.target not in VIEWS and node.target not in _CHANGES:
-        return source
-    reasons = []
+
+@dataclass
+class _PathSearch:
+    """Goes from a softmax back to a product, through what changes scores one by one."""
+
+    left: int = REACH  # how many nodes may still be looked at
+
+    def to(self, node: Any) -> tuple[fx.Node, ...]:
+        """Return the nodes from a product to `node`, or raise HeldBack."""
+        source = _source(node)
+        nothing = HeldBack(f"its scores come from {source}, not from a product of two tensors")
+        if not isinstance(node, fx.Node) or node.op != "call_function":
+            raise nothing
+        self.left -= 1
+        if product_of(node) is not None:
+            return (node,)
+        bends = node.target in _BENDS
+        passes_on = bends or node.target in VIEWS or node.target in _CHANGES
+        if self.left < 0 or not passes_on:
+            raise nothing
+        reasons = []
+        for operand in _operands(node):
+            try:
+                way = self.to(operand)
+            except HeldBack as reason:
+                reasons.append(reason)
+                continue
+            if bends:
+                name = target_text(node.target)
+                raise HeldBack(f"{name} stands between its product and the softmax")
+            return (*way, node)
+        raise nothing if bends or not reasons else reasons[0]
+
+
+def _operands(node: fx.Node) -> Iterator[fx.Node]:
+    """Yield the tensors that may be the scores which a call changes."""
     for place in _CHANGES.get(node.target, (0,)):
-        before = node.args[place]
-        if isinstance(before, (list, tuple)):
-            before = before[0]
-        if isinstance(before, fx.Node) and is_tensor(before):
-            way = path_from_product(before, left)
-            if isinstance(way, tuple) and bends:
-                return f"{target_text(node.target)} stands between its product and the softmax"
-            if isinstance(way, tuple):
-                return (*way, node)
-            reasons.append(way)
-    return source if bends or not reasons else reasons[0]
+        operand: Any = node.args[place]
+        if isinstance(operand, (list, tuple)):
+            operand = operand[0]
+        if isinstance(operand, fx.Node) and is_tensor(operand):
+            yield operand
 
 
 @dataclass(frozen=True)
@@ -111,7 +130,7 @@ class Scores:
     merges axes, `groupings` has the sizes of all axes before and after, by their letters.
     """
 
-    bounds: Bounds
+    sizes: MaskSizes
     product: Product
     axes: str
     scale: float
@@ -123,7 +142,7 @@ class Scores:
     @property
     def constants(self) -> Constants:
         """What is known of the graph's constants."""
-        return self.bounds.constants
+        return self.sizes.constants
 
     @property
     def dtype(self) -> torch.dtype:
@@ -184,7 +203,7 @@ class Scores:
         if isinstance(other, (int, float)) and not math.isfinite(other):
             raise HeldBack(f"{other} is added to its scores")
         if isinstance(other, fx.Node) and is_tensor(other):
-            largest = self.bounds.of(other)
+            largest = self.sizes.of(other)
             self.terms.append(Term((other,), self.axes, _same, largest).scaled(factor))
 
 

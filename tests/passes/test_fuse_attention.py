@@ -760,3 +760,16 @@ def test_stops_when_fuel_is_out() -> None:
     with fuel(1):
         FuseAttention().run(graph)
     assert op_counts(graph)["scaled_dot_product_attention"] == 1
+
+
+def test_a_mask_may_come_a_long_way() -> None:
+    class Far(nn.Module):
+        def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            mask = q.tanh() @ k.tanh().transpose(-1, -2)
+            for _ in range(60):
+                mask = mask.neg().flip(-1)
+            return (q @ k.transpose(-1, -2) + mask).softmax(-1) @ v
+
+    inputs = tuple(torch.randn(2, 3, 5, 4) for _ in range(3))
+    graph = fxopt.optimize(Far(), inputs, passes=[FuseAttention()], verify="final")
+    assert op_counts(graph)["scaled_dot_product_attention"] == 1

@@ -37,47 +37,68 @@ _CHOICES: dict[Any, tuple[int, ...]] = {
 _LOGARITHMS = (aten.log.default, aten.log2.default, aten.log10.default, aten.log1p.default)
 
 
-class Bounds:
-    """Estimates how large masks can be."""
+class MaskSizes:
+    """Estimates how large the numbers in masks are."""
 
     def __init__(self, constants: Constants) -> None:
         self.constants = constants
         self._found: dict[fx.Node, float] = {}
 
-    def of(self, x: Any, depth: int = 0) -> float:
+    def of(self, x: Any) -> float:
         """Estimate the largest absolute value; infinite where a mask may hold −inf.
 
         That is where a float input or a constant with −inf is selected from, added or multiplied.
         What is computed from activations counts as 1, and so do 0/1 masks: it is no sooner infinite
         than the scores.
         """
-        if not isinstance(x, fx.Node):
-            return abs(float(x)) if isinstance(x, (int, float)) else 1.0
-        if not is_tensor(x) or not dtype_of(x).is_floating_point:
+        pending = [x] if isinstance(x, fx.Node) else []
+        while pending:  # no recursion: a mask may come a long way
+            node = pending[-1]
+            missing = [source for source in _passed_on(node) if source not in self._found]
+            if missing:
+                pending += missing
+            else:
+                self._found[pending.pop()] = self._of_node(node)
+        return self._known(x)
+
+    def _known(self, x: Any) -> float:
+        if isinstance(x, fx.Node):
+            return self._found[x]
+        return abs(float(x)) if isinstance(x, (int, float)) else 1.0
+
+    def _of_node(self, node: fx.Node) -> float:
+        if not is_tensor(node) or not dtype_of(node).is_floating_point:
             return 1.0
-        if self.constants.holds(x):
-            value = self.constants.value(x)
+        if self.constants.holds(node):
+            value = self.constants.value(node)
             largest = float(value.abs().max()) if value.numel() else 0.0
             return math.inf if math.isnan(largest) else largest
-        if x.op != "call_function" or x.target in _LOGARITHMS or depth > REACH:
+        if node.op != "call_function" or node.target in _LOGARITHMS:
             return math.inf
-        if x not in self._found:
-            self._found[x] = self._of_call(x, depth + 1)
-        return self._found[x]
-
-    def _of_call(self, node: fx.Node, depth: int) -> float:
-        args: Any = node.args
-        if node.target in (*_SELECTS, *_SUMS, *_CHOICES):
-            places = _CHOICES.get(node.target, (0, 1) if node.target in _SUMS else (0,))
-            return max(self.of(args[place], depth) for place in places)
-        if node.target in (aten.cat.default, aten.stack.default):
-            return max(self.of(part, depth) for part in args[0])
+        sizes = [self._known(x) for x in _arguments(node)]
         if node.target in SCALINGS:
-            first, second = (self.of(arg, depth) for arg in args[:2])
+            first, second = sizes
             if node.target is aten.div.Tensor and second > 0:
                 second = 1 / second
             return math.inf if math.inf in (first, second) else first * second
-        return 1.0
+        return max(sizes, default=1.0)
+
+
+def _passed_on(node: fx.Node) -> list[fx.Node]:
+    """Return the tensors of numbers that a call passes on, or computes with."""
+    floating = is_tensor(node) and dtype_of(node).is_floating_point
+    return [x for x in _arguments(node) if isinstance(x, fx.Node)] if floating else []
+
+
+def _arguments(node: fx.Node) -> list[Any]:
+    """Return those arguments whose numbers may stand in the result of a call, or scale it."""
+    args: Any = node.args
+    if node.target in (aten.cat.default, aten.stack.default):
+        return list(args[0])
+    if node.target in (*_SUMS, *SCALINGS):
+        return list(args[:2])
+    places = _CHOICES.get(node.target, (0,) if node.target in _SELECTS else ())
+    return [args[place] for place in places]
 
 
 def check_rows(mask: torch.Tensor, low: bool) -> None:
