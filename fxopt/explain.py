@@ -190,7 +190,7 @@ def _may_be_root(one: Rule, node: fx.Node) -> bool:
 
 def _where(node: fx.Node) -> str:
     """Return the user's file and line, without the code that stands there."""
-    place = str(node.meta.get("source", "")).split(": ")[0]
+    place = str(node.meta.get("source") or "").split(": ")[0]
     return f" ({place})" if place else ""
 
 

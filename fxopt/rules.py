@@ -27,6 +27,7 @@ import contextvars
 import functools
 import inspect
 import itertools
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -62,7 +63,7 @@ from fxopt.pattern import (
 from fxopt.replay import remember_reads
 from fxopt.rewrite import Rewriter
 from fxopt.sizes import SizeAsked, environment_of, undecided
-from fxopt.spelling import operators_named
+from fxopt.spelling import is_operator, operators_named
 from fxopt.values import (
     Place,
     SizedFactories,
@@ -180,8 +181,9 @@ class Rule:
         env = environment_of(info.fake_mode)
         try:
             if env is None:
-                return node_of(self.build(**given))
-            with undecided(env, info.dimensions), SizedFactories(place):
+                with _silent_torch():
+                    return node_of(self.build(**given))
+            with _silent_torch(), undecided(env, info.dimensions), SizedFactories(place):
                 return node_of(self.build(**given))
         except SizeAsked:
             raise
@@ -221,6 +223,19 @@ class Rule:
 
     def __add__(self, other: Iterable[Rule]) -> RuleSet:
         return RuleSet(self, other)
+
+
+@contextlib.contextmanager
+def _silent_torch() -> Iterator[None]:
+    """Keep PyTorch from printing the traceback of an error that becomes a RuleError."""
+    before, _TORCH_LOG.disabled = _TORCH_LOG.disabled, True
+    try:
+        yield
+    finally:
+        _TORCH_LOG.disabled = before
+
+
+_TORCH_LOG = logging.getLogger("torch._subclasses.fake_tensor")
 
 
 def _line(node: fx.Node) -> str:
@@ -456,8 +471,9 @@ def _condition(
         isinstance(part, AnyCall) and part.symbol.name.split("#")[0] == name
         for pattern in patterns for part in everything_in(pattern)
     )  # fmt: skip
-    if calls and not inspect.isfunction(wanted):
-        several = wanted if isinstance(wanted, (set, frozenset, tuple, list)) else (wanted,)
+    choices = isinstance(wanted, (set, frozenset, tuple, list))
+    if calls and (choices or is_operator(wanted) or not callable(wanted)):
+        several = wanted if choices else (wanted,)
         targets = tuple(dict.fromkeys(t for one in several for t in operators_named(one)))
         return lambda target: target in targets or f"{name} is none of those wanted", targets
     _check_condition(name, wanted, patterns)
@@ -478,6 +494,12 @@ def _check_condition(name: str, wanted: Any, patterns: tuple[Any, ...]) -> None:
     where = f"The condition {name}={wanted!r}"
     if isinstance(wanted, (type, torch.Tensor)):
         raise OptionError(f"{where} is no condition; write a function, a number, or a set of them.")
+    several = wanted if isinstance(wanted, (set, frozenset, tuple, list)) else (wanted,)
+    if any(map(is_operator, several)):
+        raise OptionError(
+            f"{where} never holds: '{name}' is not called in the pattern, so it stands for no "
+            "operator."
+        )
     if isinstance(wanted, (set, frozenset, tuple)) and not wanted:
         raise OptionError(f"{where} allows nothing.")
     if isinstance(wanted, str) and not any(_takes_text(name, p) for p in patterns):
@@ -599,6 +621,8 @@ class _Driver:
     present: set[Any] = field(default_factory=set)  # operators that stand in the graph, or did
     index: dict[Any, list[Rule]] = field(default_factory=dict)  # by what may be at the root
     looked: dict[str, tuple[torch.Tensor, int]] = field(default_factory=dict)  # see values.reads
+    built: set[fx.Node] = field(default_factory=set)  # by rules, in this run
+    grown: int = 0  # rewrites that found nothing but what rules had built, and built more of it
 
     def run(self) -> None:
         """Try the rules wherever they may match, until none fires any more."""
@@ -616,11 +640,13 @@ class _Driver:
         depth = max((one.depth for one in self.rules), default=1)
         pending = [n for n in nodes if self._rules_at(n)]
         limit = 500 + 50 * len(nodes)
+        most_grown = 500 + 5 * len(nodes)
         while pending:
             for node in pending:
                 if not node._erased and not self.rewriter.out_of_fuel:
                     any(self._try(one, node) for one in self._rules_at(node))
-                if self.rewriter.rewrites > limit or len(self.changed) > 100 * limit:
+                many = self.rewriter.rewrites > limit or len(self.changed) > 100 * limit
+                if many or self.grown > most_grown:
                     raise FxoptError(self._endless())
             new = {n.target for n in self.changed if not n._erased} - self.present
             if new:
@@ -684,6 +710,10 @@ class _Driver:
         if self.looked:
             remember_reads(rewriter.graph, one.name, self.looked)
         tally.rewritten += 1
+        calls = [n for n in built if n.op == "call_function"]
+        gone = sum(n._erased for n in found.nodes)
+        self.grown += len(calls) > gone and self.built.issuperset(found.nodes)
+        self.built.update(calls)
         alone = (u for n in around if not n._erased and len(n.users) == 1 for u in n.users)
         self.changed.update(dict.fromkeys((*built, *moved, *alone)))
         return True

@@ -7,9 +7,11 @@ the values that a rule computes with are such tensors.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import operator
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -17,6 +19,7 @@ from torch import fx
 from torch._ops import OpOverload, OpOverloadPacket
 
 from fxopt.errors import OptionError
+from fxopt.normalize import Call, ShapeNeeded, canonical
 
 aten = torch.ops.aten
 F = torch.nn.functional
@@ -282,15 +285,85 @@ def _norm(
 
 
 def operators_named(function: Any) -> tuple[OpOverload, ...]:
-    """Return every form of an operator, from a function, a packet or one overload."""
+    """Return the operators as which a function, a packet or an overload stands in a graph.
+
+    Raises OptionError for what is no operator, and for one that a graph writes as another with
+    other arguments: relu6(x) as hardtanh(x, 0, 6).
+    """
+    found: dict[OpOverload, None] = {}
+    others = []
+    for form in _forms(function):
+        given = tuple(
+            1 if a.name.startswith("dim") else _Given(a.type)
+            for a in form._schema.arguments if not a.has_default_value()
+        )  # fmt: skip
+        call = _in_graph(form, given)
+        if call.target in (form, None) or _takes_the_same(form, call, given):
+            found[call.target or form] = None
+        else:
+            others.append(call)
+    if others and not found:
+        call = others[0]
+        args = ("..." if isinstance(arg, (int, list)) else repr(arg) for arg in call.args)
+        text = f"{call.target._schema.name.split('::')[1]}({', '.join(args)})"
+        raise OptionError(
+            f"'{_name_of(function)}' stands in a graph as {text}; write that call in the pattern."
+        )
+    return tuple(found)
+
+
+def _forms(function: Any) -> list[OpOverload]:
     if isinstance(function, OpOverload):
-        return (function,)
-    name = _name_of(function).removesuffix("_")
-    packet = getattr(aten, name, None)
-    if packet is None:
+        return [function]
+    name = _name_of(_SIGNED.get(function, function)).removesuffix("_")
+    packet = getattr(aten, name.removeprefix("_") if function in _SIGNED else name, None)
+    forms = [getattr(packet, overload) for overload in packet.overloads()] if packet else []
+    found = [form for form in forms if not form._schema.is_mutable and _stands_in_graphs(form)]
+    if not found:
         raise OptionError(f"'{name}' is not one ATen operator.")
-    forms = (getattr(packet, overload) for overload in packet.overloads())
-    return tuple(form for form in forms if not form._schema.is_mutable)
+    return found
+
+
+def _stands_in_graphs(form: OpOverload) -> bool:
+    """Whether a form of an operator computes tensors, and dimensions are numbers in it."""
+    schema = form._schema
+    by_name = any("Dimname" in str(a.type) for a in schema.arguments)
+    return not by_name and any("Tensor" in str(result.type) for result in schema.returns)
+
+
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """An argument that a call needs, whatever it is."""
+
+    kind: Any
+
+    def __repr__(self) -> str:
+        return "x" if "Tensor" in str(self.kind) else "..."
+
+
+def _in_graph(form: OpOverload, given: tuple[Any, ...]) -> Call:
+    dummy = torch.empty(2, 3, 4, device="meta")
+    try:
+        return canonical(form, given, {}, lambda a: dummy if isinstance(a, _Given) else None)
+    except (ShapeNeeded, TypeError, ValueError, IndexError, AttributeError):
+        return Call(form, given, {})  # how it is written depends on its arguments
+
+
+def _takes_the_same(form: OpOverload, call: Call, given: tuple[Any, ...]) -> bool:
+    """Whether the call is of a synonym, with the very same arguments."""
+    count = len(form._schema.arguments)
+    return len(call.target._schema.arguments) == count and call.args[: len(given)] == given
+
+
+def is_operator(function: Any) -> bool:
+    """Whether a function of torch computes a tensor by one operator, so that it asks nothing."""
+    if not isinstance(function, (OpOverload, OpOverloadPacket)):
+        owner = getattr(function, "__objclass__", None) or function
+        if not callable(function) or str(getattr(owner, "__module__", "")).split(".")[0] != "torch":
+            return False
+    with contextlib.suppress(OptionError):
+        return bool(_forms(function))
+    return False
 
 
 def _name_of(function: Any) -> str:

@@ -9,7 +9,8 @@ their surroundings, they do:
     the scale goes into the weights of the layer that makes q, where there is one;
     the permute of k joins one that makes k;
     a boolean mask becomes a bias of 0 and a very low number, once for all its attentions;
-    only where a mask may hide all keys of a query, that query's result is set to 0;
+    only where a mask may hide all keys of a query, that query's result is set to 0, be the mask
+    boolean or of floats;
     heads that share keys and values do so by broadcasting;
     (w · v)ᵀ = vᵀ · wᵀ, where that saves a permute.
 Scores are float32 for bfloat16, whose eight bits are too few for them, and for a float32 mask.
@@ -31,6 +32,7 @@ import torch
 from torch import fx
 
 from fxopt.affine import Affine, fold_all
+from fxopt.attention.mask_sizes import MaskSizes
 from fxopt.constants import Constants
 from fxopt.contract import Effect, PassResult, Precondition
 from fxopt.graph_module import GraphModule
@@ -56,7 +58,7 @@ class ExpandAttention:
     def run(self, graph: GraphModule) -> PassResult:
         """Expand each attention, then let layers take in the scales that stand on their outputs."""
         rewriter = Rewriter(graph)
-        expansion = _Expansion(rewriter, Constants(graph))
+        expansion = _Expansion(rewriter, MaskSizes(Constants(graph)))
         for attention in graph.find(_ATTENTION):
             if attention.args[4] != 0:
                 rewriter.miss(attention, "its dropout draws random numbers")
@@ -82,8 +84,8 @@ def _scaling(node: fx.Node) -> Affine:
 class _Expansion:
     """Expands the attentions of one graph, which share masks."""
 
-    def __init__(self, rewriter: Rewriter, constants: Constants) -> None:
-        self.rewriter, self.constants = rewriter, constants
+    def __init__(self, rewriter: Rewriter, sizes: MaskSizes) -> None:
+        self.rewriter, self.sizes, self.constants = rewriter, sizes, sizes.constants
         self.scales: set[fx.Node] = set()  # the products of a query and its scale
         self._made: dict[Any, fx.Node] = {}
 
@@ -140,7 +142,11 @@ class _Expansion:
             return None, None
         if mask.dtype is not torch.bool:
             wide = torch.float32 if dtype.itemsize < 4 and mask.dtype is torch.float32 else dtype
-            return _to(_without_front(mask), wide), None
+            mask = _without_front(mask)
+            shown = self._shown_by(place, mask)
+            if shown is not None:  # a softmax of −∞ alone has no gradient, whatever follows it
+                mask = self._once(place, (mask.node, "0"), lambda: torch.where(shown, mask, 0.0))
+            return _to(mask, wide), shown
         bias = self._once(place, (mask.node, dtype), lambda: self._bias_of(place, mask, dtype))
         if self._shows_all(mask.node):
             return bias, None
@@ -156,6 +162,20 @@ class _Expansion:
         # half the lowest number: it hides as well as −∞, and gradients stay finite
         zero = mask.new_zeros([], dtype=dtype)
         return torch.where(mask, zero, torch.finfo(dtype).min / 2)
+
+    def _shown_by(self, place: Place, mask: Any) -> Any:
+        """Return which queries a float mask shows anything; None where it shows all of them."""
+        if self.sizes.of(mask.node) < math.inf:
+            return None
+        if not self.constants.fixes(mask.node):
+            return self._once(place, (mask.node, "any"), lambda: mask.amax(-1, True) != -math.inf)
+        shown = self.constants.value(mask.node).amax(-1, keepdim=True) != -math.inf
+        if bool(shown.all()):
+            return None
+        return self._once(place, (mask.node, "any"), lambda: Value(place.rewriter.constant(
+            lambda value: value.amax(-1, keepdim=True) != -math.inf, [mask.node],
+            name=f"{mask.node.target}_shown", before=place.before,
+        ), place))
 
     def _shows_all(self, mask: fx.Node) -> bool:
         """Whether a mask is a constant that shows every query something."""

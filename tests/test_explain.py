@@ -229,3 +229,10 @@ def test_what_cannot_be_explained(
 ) -> None:
     with pytest.raises(OptionError, match=words):
         fxopt.explain(one, graph if other is None else other)
+
+
+def test_a_node_without_a_source_has_no_place() -> None:
+    graph = fxopt.capture(Bounds(), (torch.randn(2, 4),))
+    for node in graph.graph.nodes:
+        node.meta["source"] = None
+    assert "None" not in str(fxopt.explain("simplify", graph))

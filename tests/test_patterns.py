@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -499,6 +501,79 @@ def test_a_symbol_may_stand_for_an_operator() -> None:
     assert result.rules["permute_last"].tried < 8  # only at these operators
 
 
+def negation_out(**asked: Any) -> Any:
+    """Return a rule that takes a negation through an odd function of one argument."""
+
+    @rule(lambda f, x: f(-x, ...), **asked)
+    def take_out(f: Any, x: Value) -> Any:
+        return -f(x)
+
+    return take_out
+
+
+@pytest.mark.parametrize("asked", [{F.tanh}, [torch.tanh], F.tanh, torch.tanh, aten.tanh, "tanh",
+                                   torch.Tensor.tanh, torch.tanh_])  # fmt: skip
+def test_operators_may_be_named_as_one_calls_them(asked: Any) -> None:
+    _, result = applied(lambda x: (-x).tanh(), negation_out(f=asked))
+    assert result.rewrites == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "function"),
+    [
+        (torch.subtract, lambda x, y: -x - y),
+        (torch.sub, lambda x, y: torch.subtract(-x, y)),
+        (torch.multiply, lambda x, y: -x * y),
+        (torch.true_divide, lambda x, y: -x / y),
+        (F.max_pool1d, lambda x, y: F.max_pool1d(-x, 2)),
+    ],
+)
+def test_a_synonym_is_the_operator_that_it_stands_for(asked: Any, function: Any) -> None:
+    heard = []
+
+    @rule(lambda f, x: f(-x, ...), f={asked})
+    def listen(f: Any, x: Value) -> None:
+        heard.append(f)
+
+    applied(function, listen, inputs=(X, Y))
+    assert len(heard) == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "written"),
+    [
+        ({F.relu6}, r"'relu6' stands in a graph as hardtanh\(x, 0.0, 6.0\); write that call"),
+        (F.relu6, "hardtanh"),
+        (aten.relu6.default, "hardtanh"),
+        ({torch.relu, torch.transpose}, "'transpose' stands in a graph as permute"),
+        (torch.zeros_like, "'zeros_like' stands in a graph as full"),
+        ({torch.relu, len}, "'len' is not one ATen operator"),
+    ],
+)
+def test_an_operator_that_is_written_as_another_is_refused(asked: Any, written: str) -> None:
+    with pytest.raises(OptionError, match=written):
+        negation_out(f=asked)
+
+
+@pytest.mark.parametrize("asked", [F.hardtanh, torch.relu, {F.relu}, aten.relu, aten.relu.default])
+def test_a_symbol_that_is_not_called_stands_for_no_operator(asked: Any) -> None:
+    with pytest.raises(OptionError, match="'x' is not called in the pattern, so it stands for no"):
+        negation_out(x=asked)
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_a_called_symbol_may_have_a_predicate(good: bool) -> None:
+    class Odd:
+        """An object to call."""
+
+        def __call__(self, target: Any) -> bool:
+            return target is aten.tanh.default if good else False
+
+    for asked in (Odd(), lambda target: Odd()(target), functools.partial(Odd.__call__, Odd())):
+        _, result = applied(lambda x: (-x).tanh(), negation_out(f=asked))
+        assert result.rewrites == int(good)
+
+
 def test_an_operator_may_be_asked_by_a_condition() -> None:
     pattern = lambda f, x: f(torch.sin(x))  # noqa: E731
     named_cos = lambda target: "cos" in str(target) or "no cosine"  # noqa: E731
@@ -805,3 +880,64 @@ def test_a_rule_that_builds_more_and_more_of_itself_is_stopped() -> None:
     graph = fxopt.capture(Function(lambda x: x.relu()).eval(), (X,))
     with pytest.raises(fxopt.FxoptError, match="come to no end"):
         apply_rules(graph, [grows])
+
+
+def test_growth_is_noticed_long_before_the_graph_is_large() -> None:
+    calls = []
+
+    @rule(lambda x: torch.relu(x))
+    def grows(x: Value) -> Any:
+        calls.append(x)
+        return torch.relu(x.exp())
+
+    graph = fxopt.capture(Function(_many_relus).eval(), (X,))
+    with pytest.raises(fxopt.FxoptError, match=r"come to no end: grows \(\d+ times\)"):
+        apply_rules(graph, [grows])
+    assert len(calls) < 1200
+
+
+def _many_relus(x: Any) -> Any:
+    for _ in range(50):
+        x = x.relu() + 1
+    return x
+
+
+def test_a_long_way_down_is_no_endless_growth() -> None:
+    @rule(lambda x, n: torch.pow(x, n), n=lambda n: n > 1)
+    def as_products(x: Value, n: int) -> Any:
+        return x * torch.pow(x, n - 1)
+
+    @rule(lambda x: torch.pow(x, 1))
+    def itself(x: Value) -> Any:
+        return x
+
+    graph, _ = applied(lambda x: x.pow(300), as_products, itself)
+    assert len(graph.graph.nodes) == 301
+
+
+def test_each_node_of_a_long_chain_may_be_rewritten_several_times() -> None:
+    forms = [torch.abs, torch.sin, torch.cos, torch.tan, torch.exp]
+    steps = [
+        rule(lambda x, f=f: f(x))(_named(f"to_{g.__name__}", lambda x, g=g: g(x) * 1.0))
+        for f, g in itertools.pairwise(forms)
+    ]
+
+    @rule(lambda x: x * 1.0)
+    def drop(x: Value) -> Any:
+        return x
+
+    graph = fxopt.capture(Function(lambda x: x.abs()).eval(), (X,))
+    at = next(n for n in graph.graph.nodes if n.target is aten.abs.default)
+    for _ in range(499):
+        with graph.graph.inserting_after(at):
+            more = graph.graph.call_function(at.target, (at,))
+        more.meta = dict(at.meta)
+        at.replace_all_uses_with(more, delete_user_cb=lambda user, more=more: user is not more)
+        at = more
+    result = apply_rules(graph, [*steps, drop])
+    assert result.rewrites == 4_000
+
+
+def _named(name: str, function: Any) -> Any:
+    function.__name__ = name
+    return function

@@ -61,17 +61,33 @@ def file_of(block: Block) -> Path | None:
     return None if named is None else Path(named[1])
 
 
+def printed(text: str) -> str:
+    """What a block prints, whatever its lines break at and wherever a source file lies."""
+    return " ".join(re.sub(r"\((?:[^\s()]*/)?(\w+\.py):\d+\)", r"(\1)", text).split())
+
+
 @each_document
-def test_what_it_shows_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One namespace and one folder per document, from top to bottom, as a reader would."""
+def test_what_it_shows_runs(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One namespace and one folder per document, from top to bottom, as a reader would.
+
+    A block of text right behind a Python block that prints is what that one prints.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     module = ModuleType(f"shown_in_{path.parent.name}_{path.stem}".lower())
     monkeypatch.setitem(sys.modules, module.__name__, module)
+    said, end = "", 0
     for block in blocks(path):
+        if block.language == "text" and said and block.line - end <= 3:
+            assert printed(block.text) == printed(said), f"{path.name}:{block.line}"
+        said, end = "", block.line + block.text.count("\n")
         if block.language == "python":
+            capsys.readouterr()
             source = "\n" * (block.line - 1) + block.text
             exec(compile(source, str(path), "exec"), vars(module))
+            said = capsys.readouterr().out
             file = file_of(block)
             if file is not None:
                 known = file.read_text() if file.exists() else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 import re
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from fxopt import dialect
 from fxopt.capture import capture
 from fxopt.contract import PassResult
-from fxopt.errors import FxoptError, OptionError
+from fxopt.errors import FxoptError, OptionError, RuleError
 from fxopt.explain import explain
 from fxopt.graph_module import GraphModule
 from fxopt.matching import find as match
@@ -690,3 +691,15 @@ def test_symbolic_sizes_are_equal_only_where_they_are_the_same_expression() -> N
     graph = graph_of(lambda x, y: x[: y.shape[0]] + y, X, X, dynamic_shapes={0: "n"})
     assert apply_rules(graph, [first]).rewrites in (0, 1)  # whatever is provable, no error
     dialect.check(graph)
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x.permute(3, 0), lambda x: torch.cat([x, x[0]], 1)])
+def test_a_rule_that_fails_says_so_once(wrong: Any, caplog: pytest.LogCaptureFixture) -> None:
+    @rule(lambda x: x.relu())
+    def bad(x: Value) -> Any:
+        return wrong(x)
+
+    with pytest.raises(RuleError, match=r"The rule bad .* failed at relu"):
+        apply_rules(graph_of(lambda x: x.relu()), [bad])
+    assert not caplog.records
+    assert not logging.getLogger("torch._subclasses.fake_tensor").disabled

@@ -12,7 +12,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 VERBS = (
-    "expand", "fold", "fuse", "insert", "merge", "prune", "remove", "replace", "simplify",
+    "expand", "fold", "fuse", "insert", "merge", "move", "prune", "remove", "replace", "simplify",
+    "sink",
 )  # fmt: skip
 
 DOC = '''"""Say in one sentence what this pass does.
@@ -38,11 +39,11 @@ import torch
 from fxopt.contract import Effect, PassResult, Precondition
 from fxopt.graph_module import GraphModule
 from fxopt.pattern import Match
-from fxopt.rules import RuleSet, Value, apply_rules, rule
+from fxopt.rules import RuleSet, apply_rules, rule
 
 
 @rule(lambda x: torch.relu(torch.relu(x)))
-def merge_relus(x: Value, match: Match) -> Any:
+def merge_relus(x: Any, match: Match) -> Any:
     """relu(relu(x)) = relu(x)"""
     if not x.is_floating:
         return "its input is not floating point"
@@ -188,7 +189,8 @@ def main() -> None:
     for path in written:
         print(f"wrote {path.relative_to(ROOT)}")
     tests = f"tests/passes/test_{options.stem}.py{'' if options.nodes else ' tests/rules'}"
-    print(f'Next: make test TESTS="{tests}"; then its line in passes/__init__.py')
+    page = "" if options.nodes else "; python tools/cookbook.py, which puts the rules into docs"
+    print(f'Next: make test TESTS="{tests}"; its line in passes/__init__.py{page}')
 
 
 if __name__ == "__main__":

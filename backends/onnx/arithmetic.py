@@ -3,6 +3,7 @@ ONNX does not, so operands are cast to the type in which PyTorch computes."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -205,6 +206,8 @@ def _minimum(e: Emitter, a: Any, b: Any) -> Value:
 @emits("clamp", "clip")
 def _clamp(e: Emitter, x: Any, low: Any, high: Any) -> Value:
     dtype = e.out_dtype
+    if dtype.is_floating_point:  # a limit that is missing would be the largest finite number
+        low, high = -math.inf if low is None else low, math.inf if high is None else high
     limits = [None if limit is None else e.number(limit, dtype) for limit in (low, high)]
     return e.op("Clip", e.operand(x, dtype), *limits)
 

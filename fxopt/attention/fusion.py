@@ -21,7 +21,7 @@ from fxopt.attention.axes import (
     layout_of,
     regrouped,
 )
-from fxopt.attention.mask_sizes import HIDDEN, SCALINGS, MaskSizes, check_rows
+from fxopt.attention.mask_sizes import HIDDEN, SCALINGS, SWALLOWS, MaskSizes, check_rows, is_half
 from fxopt.attention.obstacle import HeldBack
 from fxopt.attention.products import product_of
 from fxopt.attention.scores import Scores, Term, follow_weights, path_from_product
@@ -173,6 +173,9 @@ class _Builder:
         moving = [term for term in terms if term not in fixed]
         if any(term.largest == math.inf for term in moving):
             raise HeldBack("a mask may hide all keys of a query, and attention is 0 there")
+        half = is_half(self.scores.dtype)
+        if half and any(SWALLOWS < term.largest < -HIDDEN for term in moving):
+            raise HeldBack("a mask swallows the scores in half precision, and attention does not")
         if moving and len([term for term in terms if -HIDDEN < term.largest < math.inf]) > 1:
             raise HeldBack("its masks may add up to -inf")
         parts = [self._sum(fixed, limit)] if fixed else []

@@ -113,34 +113,41 @@ def check_pass(
     dialect.check(graph)
     _expect_counts("after", graph, after)
     if text is not None:
-        assert graph_text(graph).strip() == text.strip(), f"the graph is now\n{graph_text(graph)}"
+        expect(graph_text(graph).strip() == text.strip(), "the graph is now", graph)
     if rewrites is not None:
-        assert result.rewrites == rewrites, f"{result.rewrites} rewrites, expected {rewrites}"
+        expect(result.rewrites == rewrites, f"{result.rewrites} rewrites, expected {rewrites}")
     if misses is not None:
         _expect_misses(result, misses)
     changed = (text_before, constants_before) != (graph_text(graph), _fingerprint(graph))
-    assert result.modified == changed, f"modified says {result.modified}, the graph says {changed}"
+    words = f"modified says {result.modified}, the graph says {changed}"
+    expect(result.modified == changed, words)
     _expect_same_function(model, graph, inputs, tolerance)
     if gradients:
         _expect_gradients(model, graph, inputs, max(tolerance, 1e-9))
     again = optimization.run(graph)
-    assert not again.modified, f"a second run changed the graph again: {again}"
+    expect(not again.modified, f"a second run changed the graph again: {again}")
     return graph, result
+
+
+def expect(holds: bool, words: str, graph: GraphModule | None = None) -> None:
+    """Raise AssertionError with these words, and the graph, unless it holds; under `-O`, too."""
+    if not holds:
+        raise AssertionError(words if graph is None else f"{words}\n{graph_text(graph)}")
 
 
 def _expect_counts(when: str, graph: GraphModule, expected: Mapping[str, int] | None) -> None:
     if expected is not None:
         found = op_counts(graph)
         wrong = {op: found.get(op, 0) for op, n in expected.items() if found.get(op, 0) != n}
-        assert not wrong, f"{when}: expected {dict(expected)}, found {wrong} in {found}"
+        expect(not wrong, f"{when}: expected {dict(expected)}, found {wrong} in {found}")
 
 
 def _expect_misses(result: PassResult, expected: list[str]) -> None:
     reasons = [miss.reason for miss in result.misses]
     if not expected:
-        assert not reasons, f"expected no misses, found {reasons}"
+        expect(not reasons, f"expected no misses, found {reasons}")
     for part in expected:
-        assert any(part in reason for reason in reasons), f"no reason says '{part}': {reasons}"
+        expect(any(part in said for said in reasons), f"no reason says '{part}': {reasons}")
 
 
 def _fingerprint(graph: GraphModule) -> list[tuple[str, str]]:
@@ -162,9 +169,7 @@ def _expect_same_function(
             torch.manual_seed(0)
             found = copy.deepcopy(graph)(*call.args, **call.kwargs)
         error = relative_error(found, expected)
-        assert error <= tolerance, (
-            f"outputs differ by {error:.3g} > {tolerance:g}\n{graph_text(graph)}"
-        )
+        expect(error <= tolerance, f"outputs differ by {error:.3g} > {tolerance:g}", graph)
 
 
 def _expect_gradients(
@@ -174,13 +179,12 @@ def _expect_gradients(
     trained = copy.deepcopy(graph)
     found = input_gradients(trained, inputs)
     error = relative_error(found, expected)
-    assert error <= tolerance, f"gradients of the inputs differ by {error:.3g}"
+    expect(error <= tolerance, f"gradients of the inputs differ by {error:.3g}")
     if expected:
         for name, parameter in trained.named_parameters():
             used = any(n.op == "get_attr" and n.target == name for n in trained.graph.nodes)
-            assert not used or not parameter.requires_grad or parameter.grad is not None, (
-                f"no gradient reaches the parameter {name}"
-            )
+            reached = not used or not parameter.requires_grad or parameter.grad is not None
+            expect(reached, f"no gradient reaches the parameter {name}")
 
 
 def input_gradients(module: torch.nn.Module, inputs: Any) -> list[torch.Tensor]:

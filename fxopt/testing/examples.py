@@ -6,16 +6,21 @@ ties and halves, large numbers, infinities, nan.
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
+
+from fxopt.errors import OptionError
 
 KINDS = {
     "normal": "on random inputs",
     "positive": "on positive inputs",
     "zero": "on zeros, ties and halves",
+    "ties": "on ties",
     "large": "on large inputs",
     "nan": "where {} holds a nan",
     "inf": "where {} holds an infinity",
@@ -23,6 +28,7 @@ KINDS = {
 }
 LARGE = {torch.float16: 2e4}  # overflows where two are added; elsewhere exp(1e3) does
 _Change = Callable[[tuple[int, ...]], tuple[int, ...]]
+_Example = TypeVar("_Example", bound="Example")
 _SPECIAL = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
 
 
@@ -31,16 +37,24 @@ class Example:
 
     An input is a tensor, or the shape of one: a tuple of integers. Of a tensor of floats the shape
     matters, and other numbers are drawn; integers stay. `weights` become parameters of the model
-    (those given as tensors buffers), and arrive as keyword arguments; one whose name ends in `var`
-    is positive. With a `reason` the rule must hold back, and what it says must contain that text.
+    (those given as tensors buffers), and arrive as keyword arguments; those named in `positive` are
+    drawn positive, as variances are. With a `reason` the rule must hold back, and what it says must
+    contain that text.
     """
 
     def __init__(
         self, function: Callable[..., Any], *inputs: Any,
-        weights: Mapping[str, Any] | None = None, reason: str | None = None,
+        weights: Mapping[str, Any] | None = None, positive: Collection[str] = (),
+        reason: str | None = None,
     ) -> None:  # fmt: skip
         self.function, self.inputs, self.reason = function, inputs, reason
         self.weights = dict(weights or {})
+        self.positive = {positive} if isinstance(positive, str) else set(positive)
+        if not self.positive <= self.weights.keys():
+            raise OptionError(
+                f"Example: positive={sorted(self.positive)} names no weights; there are "
+                f"{', '.join(self.weights) or 'none'}."
+            )
 
     @property
     def source(self) -> str:
@@ -66,7 +80,7 @@ class Example:
         weights = {}
         for name, value in self.weights.items():
             drawn = _drawn(value, dtype, seed, kind)
-            drawn = drawn.abs() + 0.5 if name.endswith("var") and is_drawn(value) else drawn
+            drawn = drawn.abs() + 0.5 if name in self.positive and is_drawn(value) else drawn
             trained = drawn.is_floating_point() and not _is_buffer(value)
             weights[name] = torch.nn.Parameter(drawn) if trained else drawn
         return weights
@@ -85,11 +99,15 @@ class Example:
             for i, value in enumerate(self.inputs)
         )
 
-    def with_shapes(self, change: Callable[[str, tuple[int, ...]], tuple[int, ...]]) -> Example:
+    def with_shapes(
+        self: _Example, change: Callable[[str, tuple[int, ...]], tuple[int, ...]]
+    ) -> _Example:
         """Return the example with other shapes; `change` gets a name and its shape."""
-        inputs = [_reshaped(n, v, change) for n, v in zip(self.names, self.inputs, strict=True)]
-        weights = {name: _reshaped(name, v, change) for name, v in self.weights.items()}
-        return Example(self.function, *inputs, weights=weights)
+        inputs = zip(self.names, self.inputs, strict=True)
+        other = copy.copy(self)
+        other.inputs = tuple(_reshaped(name, value, change) for name, value in inputs)
+        other.weights = {name: _reshaped(name, v, change) for name, v in self.weights.items()}
+        return other
 
     def text(self, dtype: Any = torch.float64) -> str:
         """Describe the inputs: `x: float64[2, 3], w: float64[4, 3]`."""
@@ -101,8 +119,8 @@ class Example:
         )
 
 
-def shape_of(value: Any) -> tuple[int, ...]:
-    """Return the shape of an input: a tensor, or the shape itself."""
+def given_shape(value: Any) -> tuple[int, ...]:
+    """Return the shape that was given for an input, or that of the tensor that was."""
     return tuple(value.shape) if isinstance(value, torch.Tensor) else tuple(value)
 
 
@@ -114,7 +132,7 @@ def is_drawn(value: Any) -> bool:
 def _reshaped(name: str, value: Any, change: Callable[..., tuple[int, ...]]) -> Any:
     if not is_drawn(value):
         return value
-    shape = change(name, shape_of(value))
+    shape = change(name, given_shape(value))
     return torch.empty(shape) if _is_buffer(value) else shape
 
 
@@ -140,11 +158,10 @@ class _Function(torch.nn.Module):
 
 
 def _drawn(value: Any, dtype: torch.dtype, seed: int, kind: str = "normal") -> torch.Tensor:
-    if not is_drawn(value):
-        assert isinstance(value, torch.Tensor)
+    if isinstance(value, torch.Tensor) and not is_drawn(value):
         return value
     generator = torch.Generator().manual_seed(seed)
-    shape = shape_of(value)
+    shape = given_shape(value)
     if not dtype.is_floating_point:
         return _integers(shape, dtype, generator, kind)
     return _floats(shape, generator, kind, LARGE.get(dtype, 1e3)).to(dtype)
@@ -158,6 +175,8 @@ def _floats(
         return numbers.abs()
     if kind == "zero":
         return numbers.sign() * (4 * numbers.abs()).floor().clamp(max=8) / 2  # −0.0, too
+    if kind == "ties":
+        return numbers.sign()
     if kind == "large":
         return large * numbers
     if kind in _SPECIAL and numbers.numel():
@@ -182,25 +201,38 @@ def _integers(
 
 def other_shapes(example: Example) -> Iterator[tuple[str, Example]]:
     """Yield the example with sizes of one, none and more."""
-    given = [*example.inputs, *example.weights.values()]
-    sizes = sorted({size for value in given if is_drawn(value) for size in shape_of(value)})
+    sizes = _sizes(example)
     for size in sizes:
         if size > 1:
             yield f"with 1 in the place of size {size}", _resized(example, {size: 1})
     if sizes:
         yield "with sizes larger by one", _resized(example, {size: size + 1 for size in sizes})
-    first = next((shape_of(v)[0] for v in example.inputs if is_drawn(v) and shape_of(v)), 0)
+    shapes = [given_shape(value) for value in example.inputs if is_drawn(value)]
+    first = next((shape[0] for shape in shapes if shape), 0)
     if first:
         yield f"with 0 in the place of size {first}", _resized(example, {first: 0})
 
 
-def _resized(example: Example, sizes: Mapping[int, int]) -> Example:
-    return example.with_shapes(lambda _, shape: tuple(sizes.get(size, size) for size in shape))
+def other_ranks(example: Example) -> Iterator[tuple[str, list[str], Example]]:
+    """Yield the example with an axis more and one less, and whose: all, the inputs, the weights."""
+    inputs, weights = _drawn_names(example)
+    new = next(size for size in itertools.count(2) if size not in _sizes(example))
+    changes: dict[str, _Change] = {
+        "with one axis more in front of": lambda shape: (new, *shape),
+        "with one axis more behind": lambda shape: (*shape, new),
+        "without the first axis of": lambda shape: shape[1:],
+    }
+    groups = [inputs + weights, *([inputs, weights] if inputs and weights else [])]
+    for names, (words, change) in itertools.product(groups, changes.items()):
+        if names:
+            yield f"{words} {', '.join(names)}", names, _changed(
+                example, dict.fromkeys(names, change)
+            )  # fmt: skip
 
 
 def broadcasts(example: Example) -> Iterator[Example]:
-    """Yield inputs of which one has fewer dimensions or sizes of one, and two that differ so."""
-    names = [n for n, v in zip(example.names, example.inputs, strict=True) if is_drawn(v)][:2]
+    """Yield operands of which one has fewer dimensions or sizes of one, and two that differ so."""
+    names = list(itertools.chain(*_drawn_names(example)))[:2]
     if len(names) < 2:
         return
     one, other = names
@@ -208,10 +240,27 @@ def broadcasts(example: Example) -> Iterator[Example]:
         {one: _last_one}, {one: _no_first}, {other: _first_one}, {other: _no_first},
         {other: _scalar}, {one: _last_one, other: _first_one},
     ):  # fmt: skip
-        yield _shrunk(example, change)
+        yield _changed(example, change)
 
 
-def _shrunk(example: Example, change: Mapping[str, _Change]) -> Example:
+def _drawn_names(example: Example) -> tuple[list[str], list[str]]:
+    inputs = zip(example.names, example.inputs, strict=True)
+    return (
+        [name for name, value in inputs if is_drawn(value)],
+        [name for name, value in example.weights.items() if is_drawn(value)],
+    )
+
+
+def _sizes(example: Example) -> list[int]:
+    given = [*example.inputs, *example.weights.values()]
+    return sorted({size for value in given if is_drawn(value) for size in given_shape(value)})
+
+
+def _resized(example: Example, sizes: Mapping[int, int]) -> Example:
+    return example.with_shapes(lambda _, shape: tuple(sizes.get(size, size) for size in shape))
+
+
+def _changed(example: Example, change: Mapping[str, _Change]) -> Example:
     return example.with_shapes(lambda name, shape: change.get(name, tuple)(shape))
 
 

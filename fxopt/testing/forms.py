@@ -1,14 +1,15 @@
 """Every form of a rule's pattern, run as an example: alternatives, optional parts, repetitions.
 
-A symbol's value is the shape of a tensor (a tuple), a tensor, a number, or a list of numbers. A
-symbol that stands for something in each item of a list gets another tensor for each.
+A symbol's value is the shape of a tensor (a tuple), a tensor, a number, a list of numbers, or an
+operator where the pattern calls it. A symbol that stands for something in each item of a list gets
+another tensor for each.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,7 +35,7 @@ from fxopt.pattern import (
 )
 from fxopt.rules import Rule
 from fxopt.spelling import ANY
-from fxopt.testing.examples import Example, shape_of
+from fxopt.testing.examples import Example, given_shape
 
 MOST_COMBINED = 12  # forms; with more, each choice is made by itself
 
@@ -50,9 +51,10 @@ class Form(Example):
     failure: Exception | None = None  # with which the pattern does not run
 
     def __init__(
-        self, function: Any, inputs: Mapping[str, Any], weights: Mapping[str, Any], source: str
-    ) -> None:
-        super().__init__(function, *inputs.values(), weights=weights)
+        self, function: Any, inputs: Mapping[str, Any], weights: Mapping[str, Any],
+        positive: set[str], source: str,
+    ) -> None:  # fmt: skip
+        super().__init__(function, *inputs.values(), weights=weights, positive=positive)
         self._names, self._source = list(inputs), source
 
     @property
@@ -64,12 +66,6 @@ class Form(Example):
     def names(self) -> list[str]:
         """The symbols that the inputs stand for."""
         return self._names
-
-    def with_shapes(self, change: Any) -> Form:
-        """Return the form with other shapes."""
-        other = super().with_shapes(change)
-        inputs = dict(zip(self._names, other.inputs, strict=True))
-        return Form(self.function, inputs, other.weights, self._source)
 
 
 def values_by_symbol(
@@ -110,7 +106,7 @@ class _Choice:
     rule: Rule
     pattern: Any
     values: Mapping[str, Any]
-    chosen: Mapping[Any, int] = field(default_factory=dict)  # by pattern
+    chosen: Mapping[Any, Any] = field(default_factory=dict)  # by pattern; one of its `_offers`
     open: Mapping[tuple[int, Any], Any] = field(default_factory=dict)  # what `...` stands for
     alike: bool = False  # the same number in each item of a list
 
@@ -122,15 +118,16 @@ def forms(rule: Rule, values: Mapping[str, Any]) -> Iterator[Form]:
         form = _form(first)
         form.first = True
         yield form
-        parts = {_key(p): p for p in everything_in(pattern) if _choices(p, values) > 1}
-        ranges = [range(_choices(part, values)) for part in parts.values()]
-        several = math.prod(map(len, ranges)) <= MOST_COMBINED
-        for choice in itertools.product(*ranges) if several else _singles(ranges):
-            made = {key: c for key, c in zip(parts, choice, strict=True) if c}
+        parts = {_key(p): _offers(p, values) for p in everything_in(pattern)}
+        parts = {key: offers for key, offers in parts.items() if len(offers) > 1}
+        several = math.prod(map(len, parts.values())) <= MOST_COMBINED
+        for choice in itertools.product(*parts.values()) if several else _singles(parts.values()):
+            pairs = zip(parts, choice, strict=True)
+            made = {key: chosen for key, chosen in pairs if chosen is not parts[key][0]}
             if made:
                 form = _form(replace(first, chosen=made))
                 form.brief = len(made) > 1
-                form.must_fire = not any(isinstance(k, Rest) and c == 2 for k, c in made.items())
+                form.must_fire = not any(isinstance(k, Rest) and c == 0 for k, c in made.items())
                 yield form
         yield from _edges(first)
         yield from _other_numbers(first)
@@ -141,27 +138,34 @@ def _key(pattern: Any) -> Any:
     return pattern if isinstance(pattern, Rest) else id(pattern)
 
 
-def _choices(pattern: Any, values: Mapping[str, Any]) -> int:
+def _offers(pattern: Any, values: Mapping[str, Any]) -> Sequence[Any]:
+    """Return what a part of a pattern may be: a choice, or how many times; the usual one first."""
     if isinstance(pattern, AnyOf):
-        return len(pattern.choices)
+        return pattern.choices
     if isinstance(pattern, Rest):
-        return 1 if isinstance(values.get(pattern.name), list) else 3
-    return 3 if isinstance(pattern, (Repeated, Each)) else 1
+        given = values.get(pattern.name)
+        return (len(given),) if isinstance(given, list) else (1, 2, 0)
+    if isinstance(pattern, Repeated):
+        return (pattern.least + 1, pattern.least, pattern.least + 2)
+    return (1, 2, 3) if isinstance(pattern, Each) else (None,)
 
 
 def _edges(first: _Choice) -> Iterator[Form]:
     """Yield forms in which a number lies at the edge of its tolerance."""
     numbers = [part for part in everything_in(first.pattern) if isinstance(part, Near)]
-    for part, choice in itertools.product(numbers, (1, 2)):
-        form = _form(replace(first, chosen={id(part): choice}))
+    for part, tolerances in itertools.product(numbers, (0.99, -0.99)):
+        number = part.value * (1 + tolerances * part.tolerance)
+        form = _form(replace(first, chosen={id(part): number}))
         form.at_edge = True
         yield form
 
 
-def _singles(ranges: list[range]) -> Iterator[tuple[int, ...]]:
-    for place, choices in enumerate(ranges):
-        for choice in choices[1:]:
-            yield tuple(choice if i == place else 0 for i in range(len(ranges)))
+def _singles(parts: Iterable[Sequence[Any]]) -> Iterator[list[Any]]:
+    """Yield choices of which one is not the usual one."""
+    usual = [offers[0] for offers in parts]
+    for place, offers in enumerate(parts):
+        for choice in offers[1:]:
+            yield [*usual[:place], choice, *usual[place + 1 :]]
 
 
 def _form(choice: _Choice) -> Form:
@@ -178,7 +182,7 @@ def _form(choice: _Choice) -> Form:
         known = {**dict(zip(tensors, args, strict=True)), **parameters}
         return _Run(alike, known).value(alike.pattern)
 
-    form = Form(function, tensors, weights, choice.rule.source)
+    form = Form(function, tensors, weights, collected.positive, choice.rule.source)
     form.failure = collected.failure
     return form
 
@@ -208,14 +212,14 @@ def _instead_of(value: Any) -> list[Any]:
 
 def _other_arguments(first: _Choice) -> Iterator[Form]:
     """Yield forms in which one argument that the pattern leaves open has another value."""
-    sizes = sorted({s for v in first.values.values() if is_tensor(v) for s in shape_of(v)})
+    sizes = sorted({s for v in first.values.values() if is_for_tensor(v) for s in given_shape(v)})
     for call in everything_in(first.pattern):
         if isinstance(call, CallPattern) and isinstance(call.target, OpOverload):
             for place, argument in _open_arguments(call):
                 for other in _other_than_default(argument, sizes):
                     form = _form(replace(first, open={(id(call), place): other}))
                     form.must_fire = False
-                    shown = f"a tensor of {other}" if is_tensor(other) else repr(other)
+                    shown = f"a tensor of {other}" if is_for_tensor(other) else repr(other)
                     form.words = f"where {argument.name} of {operator_text(call.target)} is {shown}"
                     yield form
 
@@ -243,8 +247,8 @@ def _other_than_default(argument: Any, sizes: list[int]) -> list[Any]:
 # -- running a form --------------------------------------------------------------------------------
 
 
-def is_tensor(value: Any) -> bool:
-    """Whether a value is a tensor, or the shape of one."""
+def is_for_tensor(value: Any) -> bool:
+    """Whether what was given for a symbol is a tensor, or the shape of one."""
     shape = isinstance(value, tuple) and all(isinstance(size, int) for size in value)
     return isinstance(value, torch.Tensor) or shape
 
@@ -256,6 +260,7 @@ class _Collected:
     choice: _Choice
     tensors: dict[str, Any] = field(default_factory=dict)
     weights: set[str] = field(default_factory=set)
+    positive: set[str] = field(default_factory=set)
     failure: Exception | None = None
 
 
@@ -295,27 +300,32 @@ class _Run:
         return self._computed(pattern)
 
     def _computed(self, pattern: Any) -> Any:
-        chosen = self.choice.chosen.get(_key(pattern), 0)
         if isinstance(pattern, Var):
             return self._symbol(pattern.name)
         if isinstance(pattern, CallPattern):
             return self._call(pattern)
         if isinstance(pattern, AnyOf):
-            return self.value(pattern.choices[chosen])
+            return self.value(self._chosen(pattern))
         if isinstance(pattern, Named):
             return self.value(pattern.pattern)
         if isinstance(pattern, Outputs):
             return tuple(map(self.value, pattern.patterns))
         if isinstance(pattern, Near):
-            return pattern.value * (1 + (0, 0.99, -0.99)[chosen] * pattern.tolerance)
+            return self.choice.chosen.get(id(pattern), pattern.value)
         if isinstance(pattern, Repeated):
-            return self._repeated(pattern, pattern.least + (1, 0, 2)[chosen])
+            return self._repeated(pattern, self._chosen(pattern))
         if isinstance(pattern, Each):
-            inner = (self._inside(pattern.names, number) for number in range(chosen + 1))
+            numbers = range(self._chosen(pattern))
+            inner = (self._inside(pattern.names, number) for number in numbers)
             return [run.value(pattern.item) for run in inner]
         if isinstance(pattern, AnyCall):
             return self._symbol(pattern.symbol.name)(*self._args(pattern.args))
         return self._list(pattern) if isinstance(pattern, list) else pattern
+
+    def _chosen(self, pattern: Any) -> Any:
+        """Return which of its offers a part of the pattern is in this form."""
+        usual = _offers(pattern, self.choice.values)[0]
+        return self.choice.chosen.get(_key(pattern), usual)
 
     def _inside(self, names: Iterable[str], number: int, **holes: Any) -> _Run:
         """Return the run of one item, whose own symbols have values of their own."""
@@ -339,11 +349,10 @@ class _Run:
         return found
 
     def _rest(self, pattern: Rest) -> list[Any]:
-        value = self._given(pattern.name)
-        chosen = (1, 2, 0)[self.choice.chosen.get(pattern, 0)]
-        count = len(value) if isinstance(value, list) else chosen
+        self._given(pattern.name)
         items = self.items.get(pattern.name, ())
-        return [self._item(pattern.name, (*items, number)) for number in range(count)]
+        numbers = range(self._chosen(pattern))
+        return [self._item(pattern.name, (*items, number)) for number in numbers]
 
     def _symbol(self, name: str) -> Any:
         if name in self.holes:
@@ -354,7 +363,6 @@ class _Run:
 
     def _item(self, name: str, items: tuple[int, ...]) -> Any:
         key = "__".join([name, *map(str, items)])
-        key += "_var" if self.statistics.get(name) == "running_var" else ""
         if key in self.known:
             return self.known[key]
         value = self._given(name)
@@ -362,25 +370,31 @@ class _Run:
             value = value[items[-1] % len(value)]
         elif items and isinstance(value, (int, float)) and not self.choice.alike:
             value = value + items[-1] * (1 if isinstance(value, int) else 0.5)
-        return self._tensor(key, name, value) if is_tensor(value) else value
+        return self._tensor(key, name, value) if is_for_tensor(value) else value
 
     def _given(self, name: str) -> Any:
         if name not in self.choice.values:
             rule, pattern = self.choice.rule.name, self.choice.pattern
+            calls = (part for part in everything_in(pattern) if isinstance(part, AnyCall))
+            called = any(call.symbol.name == name for call in calls)
+            wanted = "an operator" if called else "a shape, a tensor or a number"
             raise OptionError(
-                f"check_rule({rule}): give '{name}' a shape, a tensor or a number, or give "
-                f"function=. The pattern is {pattern_text(pattern)}."
+                f"check_rule({rule}): give '{name}' {wanted}, or give function=. The pattern is "
+                f"{pattern_text(pattern)}."
             )
         return self.choice.values[name]
 
     def _tensor(self, key: str, name: str, value: Any) -> Any:
         """Note a tensor that is needed, and return one of its shape."""
-        assert self.collected is not None, f"{key} was not met when the form was first run"
+        if self.collected is None:
+            raise RuntimeError(f"{key} was not met when the form was first run")
         asked = getattr(self.choice.rule.conditions.get(name), "__wrapped__", None)
         if isinstance(value, torch.nn.Parameter) or asked is constant:
             self.collected.weights.add(key)
             if name in self.statistics:
-                value = torch.empty(shape_of(value))  # a buffer, as of a batch norm
+                value = torch.empty(given_shape(value))  # a buffer, as of a batch norm
+            if self.statistics.get(name) == "running_var":
+                self.collected.positive.add(key)
         self.collected.tensors[key] = value
         return Example(lambda x: x, value).draw(1)[0]
 
@@ -406,7 +420,7 @@ class _Run:
         other = self.choice.open.get((id(pattern), place))
         if other is None:
             return _default(pattern, argument)
-        if not is_tensor(other):
+        if not is_for_tensor(other):
             return other
         key = f"{argument.name}__open"
         if key not in self.known and self.collected is not None:

@@ -16,19 +16,20 @@ from torch.utils import _pytree as pytree
 from fxopt import dialect
 from fxopt.capture import capture
 from fxopt.difference import relative_error
-from fxopt.errors import CaptureError, FxoptError, OptionError
+from fxopt.errors import CaptureError, FxoptError, OptionError, RuleError
 from fxopt.explain import explain
 from fxopt.graph_module import GraphModule
 from fxopt.replay import replay
 from fxopt.rules import Rule, RuleSet, apply_rules
-from fxopt.testing.checks import input_gradients
+from fxopt.testing.checks import expect, input_gradients
 from fxopt.testing.examples import (
     KINDS,
     Example,
     broadcasts,
+    given_shape,
     is_drawn,
+    other_ranks,
     other_shapes,
-    shape_of,
 )
 from fxopt.testing.forms import Form, forms, values_by_symbol
 from fxopt.text import graph_text
@@ -39,7 +40,10 @@ SINGLE = 1e-6  # what counts as rounding of float32
 ROUNDING = 1e-13  # and of float64
 FLOATS = {torch.float32: 1e-5, torch.bfloat16: 0.06, torch.float16: 0.01}  # what each may lose
 INTEGERS = (torch.int64, torch.uint8, torch.bool)
-SPARED = {"zero": "zero", "large": "large", "nan": "nan", "inf": "inf", "-inf": "inf"}
+SPARED = {
+    "zero": "zero", "ties": "zero", "large": "large", "nan": "nan", "inf": "inf", "-inf": "inf",
+    "kink": "kink",
+}  # fmt: skip
 
 
 @dataclass
@@ -50,15 +54,17 @@ class RuleCheck:
     held_back: int = 0
     error: float = 0.0  # the largest, in float64
     dynamic: int = 0  # forms that also fired with a symbolic first dimension
-    others: int = 0  # other shapes, dtypes and numbers in which it fired, too
+    others: int = 0  # other shapes, ranks, dtypes and numbers in which it fired, too
     inexact_at: set[str] = field(default_factory=set)  # where it differed, and was allowed to
+    reasons: set[str] = field(default_factory=set)  # for which forms of the pattern held back
     notes: list[str] = field(default_factory=list)  # what could not be asked, and why
 
     def __add__(self, other: RuleCheck) -> RuleCheck:
         return RuleCheck(
             self.fired + other.fired, self.held_back + other.held_back,
             max(self.error, other.error), self.dynamic + other.dynamic, self.others + other.others,
-            self.inexact_at | other.inexact_at, [*self.notes, *other.notes],
+            self.inexact_at | other.inexact_at, self.reasons | other.reasons,
+            [*self.notes, *other.notes],
         )  # fmt: skip
 
 
@@ -72,18 +78,23 @@ def check_rule(
     gradients: bool = True,
     dynamic: bool | None = None,
     inexact_at: Collection[str] = (),
+    reasons: Collection[str] = (),
     **named: Any,
 ) -> RuleCheck:
     """Check a rule on random inputs, in float64 unless said otherwise.
 
-    Without `function` and `examples` the pattern itself is run: `inputs` (or `named`) give each
-    symbol of the pattern the shape of a tensor (a tuple), a tensor, a number, or a list of numbers;
-    a symbol whose condition is `constant`, or that is given a `torch.nn.Parameter`, is a weight.
-    Every form of the pattern is tried: each alternative, an optional part present and missing,
-    repetitions and lists of several lengths, each of several patterns. Of a `RuleSet` each rule is
-    checked so.
+    The pattern itself is run: `inputs` (in the order in which it lists its symbols, or by name)
+    give each symbol the shape of a tensor (a tuple), a tensor, a number, a list of numbers, or an
+    operator where it is called. A symbol whose condition is `constant`, or that is given a
+    `torch.nn.Parameter`, is a weight. Every form of the pattern is tried: each alternative, an
+    optional part present and missing, repetitions and lists of several lengths, each of several
+    patterns. Of a `RuleSet` each rule is checked so. With `function`, that is run instead, on
+    `inputs` and `weights`. `examples` are asked as well.
 
-    1. The rule fires, or, in an example with a reason, holds back with that reason.
+    The points are those that the methods of `_Check` are numbered by.
+
+    1. The rule fires, or, in an example with a reason, holds back with that reason. A form of the
+       pattern may hold back with one of `reasons`, as long as some form fires.
     2. The graph is legal, and computes the same within `tolerance`, on three draws.
     3. It does so on positive inputs, on zeros, ties and halves, on large inputs, and where one
        input holds a nan or an infinity. On large inputs, what was finite must stay right; what
@@ -93,44 +104,73 @@ def check_rule(
     5. The comparison is tight: a small change of any input or weight is seen, unless the result
        does not depend on it at all.
     6. In float32 it is as precise as before. In half precision, in integers, in mixed dtypes, with
-       sizes of 0 and 1 and others, with operands that broadcast, with other numbers, and with other
-       values where the pattern says `...`, it may hold back; where it fires, it is right.
+       sizes of 0 and 1 and others, with an axis more and one less, with operands that broadcast,
+       with other numbers, and with other values where the pattern says `...`, it may hold back;
+       where it fires, it is right, and it never raises.
     7. Where the pattern lets a number vary (`near`), numbers at the edge still compute the same
        within float32's rounding.
     8. Values inside the match that have other users keep their values.
-    9. Gradients of the inputs are the same.
+    9. Gradients of the inputs are the same, on zeros and ties, too.
     10. With a symbolic first or last dimension it is right for other sizes, too, whether it fires
         or not; with `dynamic=True` it must fire with a symbolic first one.
     11. A second run changes nothing.
 
     `inexact_at` names what point 3 does not ask of a rule that is right in the reals alone: "nan",
-    "inf", "zero", "large". Raises AssertionError, with the inputs and the graph, where one of the
-    points fails, and OptionError where something cannot be asked as it was given.
+    "inf", "zero", "large"; and "kink", gradients on zeros and ties, where torch has to choose one.
+    Raises AssertionError, with the inputs and the graph, where one of the points fails, and
+    OptionError where something cannot be asked as it was given.
     """
-    spared = _spared(inexact_at)
+    known = {reasons} if isinstance(reasons, str) else set(reasons)
+    if weights is not None and function is None:
+        raise OptionError("check_rule: `weights` are those of `function`; give that, too.")
+    report = _checked(
+        rule, inputs, named, function=function, weights=weights, examples=[*examples],
+        check=lambda one: _Check(
+            one, tolerance, gradients, dynamic, _spared(inexact_at), frozenset(known)
+        ),
+    )  # fmt: skip
+    for reason in sorted(known - report.reasons):
+        raise AssertionError(
+            f"{rule.name}: no form of the pattern held back with the reason '{reason}'; take it "
+            "out of reasons=."
+        )
+    return report
+
+
+def _checked(
+    rule: Rule | RuleSet, inputs: tuple[Any, ...], named: Mapping[str, Any], *,
+    function: Callable[..., Any] | None, weights: Mapping[str, Any] | None,
+    examples: list[Example], check: Callable[[Rule], _Check],
+) -> RuleCheck:  # fmt: skip
+    """Ask about a rule, or each of a set; at least once it must fire, where it may at all."""
     if isinstance(rule, RuleSet):
         if function is not None or examples:
             raise OptionError(
                 "check_rule: `function` and `examples` belong to one rule of the set: "
                 f"check_rule({rule.name}[0], examples=…)."
             )
-        reports = (
-            check_rule(
-                one, *inputs, weights=weights, tolerance=tolerance, gradients=gradients,
-                dynamic=dynamic, inexact_at=inexact_at, **named,
+        reports = [
+            _checked(
+                one, inputs, named, function=None, weights=None, examples=[], check=check
             )
             for one in rule
-        )  # fmt: skip
+        ]  # fmt: skip
+        expect(bool(reports), f"{rule.name} has no rules, so that nothing is proven")
         return sum(reports, RuleCheck())
     if not isinstance(rule, Rule):
         raise OptionError(f"check_rule: {rule!r} is not a rule; make one with @rule(pattern).")
-    several = [*examples]
+    asked = check(rule)
     if function is not None:
-        several.append(Example(function, *inputs, weights=weights))
-    check = _Check(rule, tolerance, gradients, dynamic, spared)
-    for one in several or forms(rule, values_by_symbol(rule, inputs, named)):
-        check.ask(one)
-    return check.report
+        examples = [*examples, Example(function, *inputs, weights=weights)]
+    for one in examples:
+        asked.ask(one)
+    if function is None and (inputs or named or not examples):
+        for form in forms(rule, values_by_symbol(rule, inputs, named)):
+            asked.ask(form)
+        if asked.report.reasons:
+            words = f"held back in each form of its pattern: {', '.join(asked.report.reasons)}"
+            expect(asked.fired_forms > 0, f"{rule.name} {words}")
+    return asked.report
 
 
 def _spared(kinds: Collection[str]) -> frozenset[str]:
@@ -162,7 +202,9 @@ class _Check:
     gradients: bool
     dynamic: bool | None
     spared: frozenset[str]
+    reasons: frozenset[str]
     report: RuleCheck = field(default_factory=RuleCheck)
+    fired_forms: int = 0
 
     def ask(self, example: Example) -> None:
         """Ask everything of one example."""
@@ -172,13 +214,28 @@ class _Check:
         elif example.reason is not None:
             self._expect_held_back(example)
             self.report.held_back += 1
+        elif form is not None and self._holds_back_with_a_reason(form):
+            self.report.held_back += 1
         elif form is not None and form.at_edge:
             self._expect_same(example, SINGLE)
-            self.report.fired += 1
+            self._count(example)
         else:
             brief, first = (form.brief, form.first) if form is not None else (False, True)
             self._ask_where_it_fires(example, brief=brief, first=first)
-            self.report.fired += 1
+            self._count(example)
+
+    def _count(self, example: Example) -> None:
+        self.report.fired += 1
+        self.fired_forms += isinstance(example, Form)
+
+    def _holds_back_with_a_reason(self, form: Form) -> bool:
+        """Point 1: whether the rule holds back in a form with one of the reasons that it may."""
+        if not self.reasons or form.failure is not None or self._applied(form).rewrites:
+            return False
+        said = str(explain(self.rule, _captured(form, form.model(), torch.float64)))
+        found = {reason for reason in self.reasons if reason in said}
+        self.report.reasons |= found
+        return bool(found)
 
     def _ask_where_it_fires(self, example: Example, *, brief: bool, first: bool) -> None:
         applied = self._expect_same(example, self.tolerance)
@@ -193,16 +250,19 @@ class _Check:
         if self.gradients:
             self._expect_gradients(example, applied)
         for words, other in other_shapes(example):
-            self._expect_right_if_it_fires(words, other)
+            self._expect_right_if_it_fires(words, other, ask="shape")
+        for words, names, other in other_ranks(example):
+            self._expect_right_if_it_fires(words, other, ask="ndim", names=names)
         if first:
             for other in broadcasts(example):
-                self._expect_right_if_it_fires("with operands that broadcast", other)
+                self._expect_right_if_it_fires("with operands that broadcast", other, ask="shape")
             for dtype in (*INTEGERS, *_mixed(example)):
-                self._expect_right_if_it_fires("", example, dtype)
+                self._expect_right_if_it_fires("", example, dtype, ask="dtype")
 
     # -- what is asked -------------------------------------------------------------------------
 
     def _expect_same(self, example: Example, tolerance: float) -> _Applied:
+        """Points 1, 2 and 7: it fires, and computes the same."""
         failure = example.failure if isinstance(example, Form) else None
         if failure is not None:
             raise OptionError(
@@ -229,7 +289,7 @@ class _Check:
         return applied
 
     def _expect_unusual(self, example: Example, applied: _Applied) -> None:
-        """Ask for zeros, large numbers, nan: in each input by itself where it would hide others."""
+        """Point 3: zeros, large numbers, nan; each input by itself where it would hide others."""
         floats = [i for i, x in enumerate(example.draw(1)) if x.is_floating_point() and x.numel()]
         for kind in list(KINDS)[1:]:
             alone = "{}" in KINDS[kind]
@@ -255,11 +315,11 @@ class _Check:
         if name in self.spared:
             self.report.inexact_at.add(name)
             return
-        hint = f". If it is right everywhere else, say so: inexact_at={{'{name}'}}" if name else ""
+        hint = _hint(name) if name else ""
         raise self._wrong(words, example, f"{difference}{hint}", applied.graph, dtype)
 
     def _expect_new_weights(self, example: Example, applied: _Applied) -> None:
-        """Put new weights through what was computed from the old ones."""
+        """Point 4: put new weights through what was computed from the old ones."""
         if not example.weights:
             return
         for kind in ("normal", "zero"):
@@ -276,19 +336,18 @@ class _Check:
             self._expect_equal(words, example, twin, example.draw(1), kind=kind)
 
     def _expect_held_back(self, example: Example) -> None:
+        """Point 1, of an example with a reason."""
         graph = _captured(example, example.model(), torch.float64)
         before = graph_text(graph)
         result = apply_rules(graph, (self.rule,))
         name = self.rule.name
-        assert not result.modified, f"{name} must hold back, and fired\n{graph_text(graph)}"
-        assert graph_text(graph) == before, f"{name} held back, and changed the graph"
-        words = str(explain(self.rule, graph))
-        assert example.reason is not None and example.reason in words, (
-            f"{name}: expected the reason '{example.reason}'. {words}"
-        )
+        expect(not result.modified, f"{name} must hold back, and fired", graph)
+        expect(graph_text(graph) == before, f"{name} held back, and changed the graph", graph)
+        words, reason = str(explain(self.rule, graph)), example.reason or ""
+        expect(reason in words, f"{name}: expected the reason '{reason}'. {words}")
 
     def _expect_seen(self, example: Example) -> None:
-        """Move each input and weight: a difference that matters must be seen as one."""
+        """Point 5: move each input and weight: a difference that matters must be seen."""
         model, inputs = example.model(), example.draw(1)
         expected, others = _ran(model, inputs), example.draw(17)
         numbers = [x for x in pytree.tree_leaves(expected) if isinstance(x, torch.Tensor)]
@@ -324,15 +383,15 @@ class _Check:
         return error > self.tolerance
 
     def _expect_precise(self, example: Example) -> None:
-        """In float32 it is as precise as before; in half precision right where it fires."""
+        """Point 6: in float32 as precise as before; in half precision right where it fires."""
         exact = example.model(torch.float64)
         for dtype, room in FLOATS.items():
             try:
                 _ran(example.model(dtype), example.draw(1, dtype))
-                applied = self._applied(example, dtype)
-            except (RuntimeError, NotImplementedError, CaptureError) as error:
+            except (RuntimeError, NotImplementedError) as error:
                 self.report.notes.append(f"{dtype} does not run without the rule either: {error}")
                 continue
+            applied = self._applied(example, dtype, ask="dtype")
             reference = _same_weights(exact, applied.model)
             if applied.rewrites:
                 self._expect_as_precise(example, applied, reference, dtype, room)
@@ -360,22 +419,27 @@ class _Check:
             )  # fmt: skip
 
     def _expect_right_if_it_fires(
-        self, words: str, example: Example, dtype: Any = torch.float64
-    ) -> None:
-        """Where the example runs without the rule, it comes out the same with it."""
+        self, words: str, example: Example, dtype: Any = torch.float64, *, ask: str = "",
+        names: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        """Point 6: where the example runs without the rule, it comes out the same with it.
+
+        `ask` is what a rule that raises has not asked, of the tensors of these names.
+        """
         if isinstance(example, Form) and example.failure is not None:
             return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's, on empty means and the like
-            self._right_if_it_fires(words, example, dtype)
+            try:
+                _ran(example.model(_of_weights(dtype)), example.draw(1, dtype))
+            except Exception:
+                return  # the original does not take these
+            self._right_if_it_fires(words, example, dtype, ask, names)
 
-    def _right_if_it_fires(self, words: str, example: Example, dtype: Any) -> None:
-        try:
-            _ran(example.model(_of_weights(dtype)), example.draw(1, dtype))
-            graph = _captured(example, example.model(_of_weights(dtype)), dtype)
-        except Exception:
-            return  # the original does not take these
-        applied = self._applied(example, dtype, graph=graph, words=words)
+    def _right_if_it_fires(
+        self, words: str, example: Example, dtype: Any, ask: str, names: Sequence[str]
+    ) -> None:
+        applied = self._applied(example, dtype, words=words, ask=ask, names=names)
         if not applied.rewrites:
             return
         self.report.others += 1
@@ -396,14 +460,24 @@ class _Check:
             )  # fmt: skip
 
     def _expect_gradients(self, example: Example, applied: _Applied) -> None:
-        inputs, trained = list(example.draw(11)), copy.deepcopy(applied.graph)
+        """Point 9."""
+        for kind, seed in (("normal", 11), ("zero", 11), ("ties", 11), ("ties", 12)):
+            self._expect_equal_gradients(example, applied, kind, seed)
+
+    def _expect_equal_gradients(
+        self, example: Example, applied: _Applied, kind: str, seed: int
+    ) -> None:
+        inputs, trained = list(example.draw(seed, kind=kind)), copy.deepcopy(applied.graph)
         zeros = [torch.zeros_like(x) for x in inputs if x.is_floating_point()]
         expected = input_gradients(applied.model, inputs) or zeros
         found = input_gradients(trained, inputs) or zeros
         difference = _difference(found, expected, max(self.tolerance, 1e-9))
-        if difference is not None:
-            words = f"gradients of the inputs differ: {difference}"
-            raise self._wrong("", example, words, applied.graph)
+        if difference is not None and kind != "normal" and "kink" in self.spared:
+            self.report.inexact_at.add("kink")
+        elif difference is not None:
+            hint = _hint("kink") if kind != "normal" else ""
+            words = f"gradients of the inputs differ: {difference}{hint}"
+            raise self._wrong(KINDS[kind] if hint else "", example, words, applied.graph)
         for name, parameter in trained.named_parameters() if expected else ():
             used = any(n.target == name for n in trained.graph.find_nodes(op="get_attr"))
             if used and parameter.requires_grad and parameter.grad is None:
@@ -411,7 +485,7 @@ class _Check:
                 raise self._wrong("", example, words, applied.graph)
 
     def _expect_users_kept(self, example: Example) -> None:
-        """Make every value inside an output, too: those must come out as before."""
+        """Point 8: make every value inside an output, too: those must come out as before."""
         inputs = example.draw(1)
         graph = _captured(example, example.model(), torch.float64)
         inside = [n for n in graph.graph.nodes if n.op == "call_function" and _is_float(n)]
@@ -430,7 +504,7 @@ class _Check:
     # -- symbolic sizes ------------------------------------------------------------------------
 
     def _expect_other_sizes(self, example: Example) -> None:
-        """Check symbolic first and last dimensions, shared by all inputs that have their size."""
+        """Point 10: symbolic first and last dimensions, of all inputs that have their size."""
         if self.dynamic is False:
             return
         inputs = example.draw(1)
@@ -441,14 +515,16 @@ class _Check:
         try:
             fired = self._with_symbolic(example, 0, sized[0].shape[0])
         except CaptureError as error:
-            assert not self.dynamic, f"the example cannot be captured with a symbolic size: {error}"
+            words = f"the example cannot be captured with a symbolic size: {error}"
+            expect(not self.dynamic, words)
             self.report.notes.append(f"no symbolic size: {str(error).splitlines()[0]}")
             return
         name = self.rule.name
-        assert fired or not self.dynamic, f"{name} does not fire with a symbolic first dimension"
+        words = f"{name} does not fire with a symbolic first dimension"
+        expect(fired or not self.dynamic, words)
         self.report.dynamic += fired
         last = sized[0].shape[-1]
-        taken = any(last in shape_of(weight) for weight in example.weights.values())
+        taken = any(last in given_shape(weight) for weight in example.weights.values())
         if sized[0].dim() == 1 or last == 1 or taken:
             return
         with contextlib.suppress(CaptureError):  # the function needs that size
@@ -460,9 +536,7 @@ class _Check:
         shapes = tuple(
             {dim % x.dim(): "n"} if is_it else {} for x, is_it in zip(inputs, chosen, strict=True)
         )
-        graph = _captured(
-            example, example.model(), torch.float64, dynamic_shapes={"args": shapes}
-        )
+        graph = _captured(example, example.model(), torch.float64, dynamic_shapes={"args": shapes})
         before = graph.copy()
         applied = self._applied(example, graph=graph, words="with a symbolic size")
         for more in (1, size + 1):
@@ -483,9 +557,9 @@ class _Check:
 
     def _applied(
         self, example: Example, dtype: Any = torch.float64, *, graph: GraphModule | None = None,
-        words: str = "",
+        words: str = "", ask: str = "", names: Sequence[str] = (),
     ) -> _Applied:  # fmt: skip
-        """Return the example after the rule; a second run must change nothing."""
+        """Return the example after the rule; point 11: a second run must change nothing."""
         model = example.model(_of_weights(dtype))
         graph = graph or _captured(example, copy.deepcopy(model), dtype)
         try:
@@ -493,6 +567,8 @@ class _Check:
             rewrites = apply_rules(graph, (self.rule,)).rewrites
             dialect.check(graph)
             again = rewrites and apply_rules(graph, (self.rule,)).modified
+        except RuleError as error:
+            raise self._raised(error, example, dtype, words, ask, names) from error
         except FxoptError as error:
             words = " ".join(filter(None, (self.rule.name, words)))
             error.args = (f"{error} ({words}, on {example.text(dtype)})",)
@@ -511,6 +587,20 @@ class _Check:
             said = f"the original runs, and the result fails with {type(error).__name__}: {error}"
             raise self._wrong(words, example, said, graph, dtype) from error
 
+    def _raised(
+        self, error: RuleError, example: Example, dtype: Any, words: str, ask: str,
+        names: Sequence[str],
+    ) -> AssertionError:  # fmt: skip
+        """Return what to say of a rule that raises, which would end the compilation of a model."""
+        cause = error.__cause__ or error
+        said = f"{type(cause).__name__}: {str(cause).splitlines()[0]}".rstrip(".")
+        symbols = dict.fromkeys(name.split("__")[0] for name in names or example.names)
+        asked = " or ".join(f"{name}.{ask}" for name in symbols)
+        hint = f" Ask {asked} first, and return in words why not." if ask else ""
+        return self._wrong(
+            words, example, f"at {example.text(dtype)} the rule raised {said}.{hint}", dtype=dtype
+        )
+
     def _wrong(
         self, words: str, example: Example, difference: str, graph: GraphModule | None = None,
         dtype: Any = torch.float64,
@@ -527,9 +617,7 @@ class _Check:
 # -- running ---------------------------------------------------------------------------------------
 
 
-def _captured(
-    example: Example, model: torch.nn.Module, dtype: Any, **options: Any
-) -> GraphModule:
+def _captured(example: Example, model: torch.nn.Module, dtype: Any, **options: Any) -> GraphModule:
     graph = capture(model, example.draw(1, dtype), **options)
     for node in graph.graph.nodes:
         if example.source and node.meta.get("source"):
@@ -543,6 +631,10 @@ def _ran(module: torch.nn.Module, inputs: Sequence[Any]) -> Any:
         module = copy.deepcopy(module)
     with torch.no_grad():
         return module(*(x.clone() for x in inputs))
+
+
+def _hint(kind: str) -> str:
+    return f". If it is right everywhere else, say so: inexact_at={{'{kind}'}}"
 
 
 def _text(dtype: Any) -> str:

@@ -79,7 +79,7 @@ PLAIN: dict[str, tuple[Call, Any, dict[str, int]]] = {
     ),
     "a mask of floats": (
         lambda m, q, k, v, x: attend(q, k, v, x[None]), (*heads(), normal(3, 5, 7)),
-        {"add": 1, "where": 0, "unsqueeze": 0},
+        {"add": 1, "amax": 1, "where": 2, "unsqueeze": 0},
     ),
     "one head of keys": (
         lambda m, q, k, v: attend(q, k, v, enable_gqa=True),
@@ -169,6 +169,32 @@ def test_a_constant_mask_that_shows_every_query_something_is_added() -> None:
     call = lambda m, q, k, v: attend(q, k, v, m.shown)  # noqa: E731
     expands(call, heads(), {"where": 0, "any": 0, "add": 1}, shown=shown)
     expands(call, heads(), {"where": 2, "any": 1, "add": 1}, shown=shown[:1] & False)
+
+
+def test_a_float_mask_that_hides_a_whole_row() -> None:
+    """PyTorch's attention is 0 there, and a softmax nan."""
+    call = lambda m, q, k, v, x: attend(q, k, v, x)  # noqa: E731
+    mask = torch.zeros(5, 7).index_fill(0, torch.tensor([2]), -math.inf)
+    counts = {"amax": 1, "ne": 1, "where": 2}
+    graph = expands(call, (*heads(), mask), counts)
+    result = graph(*(x.double() for x in (*heads(), mask)))
+    assert bool((result[..., 2, :] == 0).all()) and not bool(result.isnan().any())
+    constant = lambda m, q, k, v: attend(q, k, v, m.hidden)  # noqa: E731
+    expands(constant, heads(), {"amax": 0, "where": 2}, hidden=mask)
+    finite = {"amax": 0, "where": 0}
+    expands(constant, heads(), finite, hidden=mask.clamp(min=-1e30))
+    triangle = torch.full((5, 7), -math.inf).triu(1)
+    expands(constant, heads(), finite, hidden=triangle)
+    computed = lambda m, q, k, v, x: attend(q, k, v, x.tanh())  # noqa: E731
+    expands(computed, (*heads(), mask), finite)
+
+
+def test_a_mask_that_is_not_a_number_stays_so() -> None:
+    call = lambda m, q, k, v, x: attend(q, k, v, x)  # noqa: E731
+    mask = torch.zeros(5, 7).index_fill(0, torch.tensor([2]), math.nan)
+    model = Calls(call)
+    graph = fxopt.optimize(model, (*heads(), mask), passes=[ExpandAttention()], verify="off")
+    assert bool(graph(*heads(), mask)[..., 2, :].isnan().all())
 
 
 @pytest.mark.parametrize("lengths", [(5, 7), (7, 5), (1, 4)])

@@ -622,6 +622,10 @@ UNKNOWN: dict[str, Call] = {
     "infinity for what is hidden": lambda m, s, x, shown: s.masked_fill(~shown, -math.inf),
     "infinity that is added": lambda m, s, x, shown: s + torch.where(shown, 0.0, -math.inf),
     "a logarithm": lambda m, s, x, shown: s + shown.to(s.dtype).log(),
+    "part of a float input": lambda m, s, x, shown: s + x.chunk(1)[0].unbind()[0],
+    "a bounded float input": lambda m, s, x, shown: s + torch.minimum(x.clamp(max=0), x * 0 + 1),
+    "one divided by a mask": lambda m, s, x, shown: s - 1 / shown.to(s.dtype),
+    "a pole": lambda m, s, x, shown: s - shown.to(s.dtype) ** -1.0,
     "a low number that is not lost in": lambda m, s, x, shown: s.masked_fill(~shown, -1e9),
 }
 
@@ -639,6 +643,21 @@ def test_two_lowest_masks_may_add_up_to_infinity() -> None:
 
     inputs = (*heads(), normal(2, 1, 5, 7) > -1)
     holds_back(attention(change), inputs, "its masks may add up to -inf")
+
+
+@pytest.mark.parametrize(("lowest", "fuses"), [(-65504.0, False), (-300.0, False), (-200.0, True)])
+def test_half_precision_masks_that_swallow_the_scores(lowest: float, fuses: bool) -> None:
+    """s + lowest loses digits of s in float16, and the kernel adds in float32."""
+
+    def change(m: Any, s: Any, shown: Any) -> Any:
+        return s + (~shown).to(s.dtype) * lowest
+
+    inputs = tuple(x.half() for x in heads())
+    model = Calls(attention(change))
+    graph = fxopt.optimize(
+        model, (*inputs, normal(2, 1, 5, 7) > -1), passes=[FuseAttention()], verify="off"
+    )
+    assert op_counts(graph).get("scaled_dot_product_attention", 0) == fuses
 
 
 def test_a_softmax_that_feeds_no_product_is_no_near_miss() -> None:

@@ -12,6 +12,9 @@ SHARED = "is used elsewhere too"
 NO_REASON = "does not apply"
 REDUCTIONS = {"mean.dim": torch.mean, "sum.dim_IntList": torch.sum, "amax": torch.amax,
               "amin": torch.amin}  # fmt: skip
+OPTIONS = {  # of equal numbers, both orders share the gradient in ways of their own
+    f"merge_reductions[{name}]": {"inexact_at": {"kink"}} for name in ("amax", "amin")
+}
 
 
 def reduced_twice(name: str) -> Example:
