@@ -152,15 +152,22 @@ class Emitter(Builder):
         self, node: fx.Node, how: str, change: Callable[[torch.Tensor], torch.Tensor]
     ) -> Value:
         """Return a changed copy of a constant, made now and named after it."""
-        tensor = self.tensor(node)
-        assert tensor is not None
-        key = (id(tensor), how)
+        return self.weights([node], how, change)
+
+    def weights(
+        self, nodes: Sequence[fx.Node], how: str, change: Callable[..., torch.Tensor]
+    ) -> Value:
+        """Return what is computed from constants, made now and named after the first."""
+        tensors = [self.tensor(node) for node in nodes]
+        given = [tensor.detach() for tensor in tensors if tensor is not None]
+        assert len(given) == len(nodes)
+        key = (*map(id, tensors), how)
         if key not in self.shared:
             with torch.no_grad():
-                changed = change(tensor.detach()).clone(memory_format=torch.contiguous_format)
-            name = self.reserve(f"{node.target}.{how}")
+                changed = change(*given).clone(memory_format=torch.contiguous_format)
+            name = self.reserve(f"{nodes[0].target}.{how}")
             self.shared[key] = self.initializer(name, tensor_of(changed, name))
-        return self._shadow(self.shared[key], tensor.dtype)
+        return self._shadow(self.shared[key], given[0].dtype)
 
     # -- shapes ---------------------------------------------------------------------------------
 

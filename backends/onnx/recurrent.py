@@ -114,11 +114,10 @@ def _layer(
     e: Emitter, kind: str, x: Value, states: list[Value], rows: list[Any], bidirectional: bool
 ) -> Sequence[Value]:
     gates = _GATES[kind]
-    inner = [_stacked(e, [row[i] for row in rows], gates) for i in (0, 1)]
+    inner = [_stacked(e, [[row[i] for row in rows]], gates) for i in (0, 1)]
     bias = None
     if len(rows[0]) == 4:
-        halves = [_stacked(e, [row[i] for row in rows], gates) for i in (2, 3)]
-        bias = e.op("Concat", *halves, axis=1)
+        bias = _stacked(e, [[row[i] for row in rows] for i in (2, 3)], gates)
     directions = 2 if bidirectional else 1
     activation = None
     if kind == "RNN":
@@ -139,19 +138,34 @@ def _layer(
     )
 
 
-def _stacked(e: Emitter, weights: list[Any], gates: tuple[int, ...]) -> Value:
-    """Return the weights of all directions, gates in ONNX's order."""
-    found = [_reordered(e, weight, gates) for weight in weights]
-    return found[0] if len(found) == 1 else e.op("Concat", *found, axis=0)
+def _stacked(e: Emitter, parts: list[list[Any]], gates: tuple[int, ...]) -> Value:
+    """Return the parts side by side, each the weights of all directions, gates in ONNX's order."""
+    weights = [weight for part in parts for weight in part]
+    if all(e.tensor(weight) is not None for weight in weights):
+
+        def compute(*tensors: torch.Tensor) -> torch.Tensor:
+            turned = [_in_order(tensor, gates) for tensor in tensors]
+            width = len(parts[0])
+            rows = [torch.stack(turned[i : i + width]) for i in range(0, len(turned), width)]
+            return torch.cat(rows, dim=1)
+
+        return e.weights(weights, "gates", compute)
+    found = [
+        _joined_on(e, [_reordered(e, weight, gates) for weight in part], axis=0) for part in parts
+    ]
+    return _joined_on(e, found, axis=1)
+
+
+def _joined_on(e: Emitter, values: list[Value], axis: int) -> Value:
+    return values[0] if len(values) == 1 else e.op("Concat", *values, axis=axis)
+
+
+def _in_order(tensor: torch.Tensor, gates: tuple[int, ...]) -> torch.Tensor:
+    blocks = tensor.chunk(len(gates), dim=0)
+    return torch.cat([blocks[gate] for gate in gates], dim=0)
 
 
 def _reordered(e: Emitter, weight: Any, gates: tuple[int, ...]) -> Value:
-    def change(tensor: torch.Tensor) -> torch.Tensor:
-        blocks = tensor.chunk(len(gates), dim=0)
-        return torch.cat([blocks[gate] for gate in gates], dim=0).unsqueeze(0)
-
-    if e.tensor(weight) is not None:
-        return e.weight(weight, "gates", change)
     size = shape_of(weight)[0] // len(gates)
     value = e.value(weight)
     if len(gates) > 1:
