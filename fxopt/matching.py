@@ -26,6 +26,7 @@ from fxopt.pattern import (
     AnyOf,
     CallPattern,
     Counted,
+    Deeper,
     Each,
     Match,
     Named,
@@ -34,8 +35,10 @@ from fxopt.pattern import (
     Repeated,
     Rest,
     Var,
-    _Deeper,
+    base_name,
+    counted,
     depth_of,
+    indexed,
     is_pattern,
     operator_text,
     pattern_text,
@@ -44,7 +47,7 @@ from fxopt.pattern import (
     siblings_of,
     turned_round,
 )
-from fxopt.sizes import SizeAsked, names_of_sizes, sizes_are_symbolic, undecided
+from fxopt.sizes import SizeAsked, environment_at, names_of_sizes, undecided
 from fxopt.spelling import ANY
 
 aten = torch.ops.aten
@@ -75,7 +78,6 @@ class Attempt:
         if len(nodes) > self.covered:
             self.covered, self.failure, self.nodes = len(nodes), reason(), nodes
 
-
     def give_up(self, reason: str) -> None:
         """Remember that the search went no further."""
         self.failure = f"{self.failure}; {reason}" if self.failure else reason
@@ -103,13 +105,6 @@ class _State:
 
 
 _States = Iterator[_State]
-
-
-@dataclass
-class _Steps:
-    """How many comparisons a search has made, and how many candidates it has listed."""
-
-    used: int = 0
 
 
 class _TooLong(Exception):
@@ -147,27 +142,27 @@ def _gathered(bound: Mapping[str, Any]) -> dict[str, Any]:
     """
 
     def gathered(name: str) -> Any:
-        count = bound.get(f"{name}#")
+        count = bound.get(counted(name))
         if count is None:
             return bound.get(name)
-        return [gathered(f"{name}#{index}") for index in range(count)]
+        return [gathered(indexed(name, index)) for index in range(count)]
 
-    return {name: gathered(name) for name in dict.fromkeys(n.split("#")[0] for n in bound)}
+    return {name: gathered(name) for name in dict.fromkeys(map(base_name, bound))}
 
 
 def _with_counts(state: _State, names: Iterable[str], count: int) -> _State:
-    counts = {f"{name}#": count for name in names}
+    counts = {counted(name): count for name in names}
     return _State({**state.bound, **counts}, state.nodes) if counts else state
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Search:
     """One search: the conditions on symbols, and where failures go."""
 
     conditions: Mapping[str, Condition]
     attempt: Attempt
     failed: set[Any] = field(default_factory=set)  # what matches nowhere, as `_key` writes it
-    steps: _Steps = field(default_factory=lambda: _Steps())
+    steps: int = 0  # comparisons that it has made, and candidates that it has listed
 
     # -- several outputs ----------------------------------------------------------------------
 
@@ -210,40 +205,36 @@ class _Search:
         for _ in range(depth_of(pattern)):
             level = list(dict.fromkeys(u for n in level for u in _first_users(n) if u not in found))
             found.update(dict.fromkeys(level))
-        self.steps.used += len(found)
+        self.steps += len(found)
         return [n for n in found if n not in roots and (targets is None or n.target in targets)]
 
     # -- one value ----------------------------------------------------------------------------
 
     def match(self, pattern: Any, value: Any, state: _State) -> _States:
         """Yield the state after each way in which `pattern` matches `value`."""
-        self.steps.used += 1
-        if self.steps.used > MOST_STEPS:
+        self.steps += 1
+        if self.steps > MOST_STEPS:
             raise _TooLong
         if pattern is ANY:
-            yield state
-        elif isinstance(pattern, CallPattern) and pattern.target not in COMMUTATIVE:
-            yield from self._call(pattern, value, state)
-        elif isinstance(pattern, Var):
-            yield from self._bind(pattern.name, value, state)
-        elif isinstance(pattern, _WITH_CHOICE) and isinstance(value, fx.Node):
-            key = self._key(pattern, value, state)
-            if key in self.failed:
-                return
-            matched = False
-            for after in self._inside(pattern, value, state):
-                matched = True
-                yield after
-            if not matched:
-                self.failed.add(key)
-        elif isinstance(pattern, (list, Each)):
-            yield from self._list(pattern, value, state)
-        elif isinstance(pattern, _WITH_INSIDE):
-            yield from self._inside(pattern, value, state)
-        elif _is_literal(pattern, value):
-            yield state
-        else:
-            self.attempt.fail(state.nodes, lambda: f"{pattern_text(pattern)} wanted, {_is(value)}")
+            return iter((state,))
+        matched_by = _MATCHED_BY.get(type(pattern), _Search._literal)
+        if _has_choice(pattern) and isinstance(value, fx.Node):
+            return self._remembered(matched_by, pattern, value, state)
+        return matched_by(self, pattern, value, state)
+
+    def _remembered(
+        self, matched_by: Callable[..., _States], pattern: Any, value: fx.Node, state: _State
+    ) -> _States:
+        """Match, unless it is known that nothing here does."""
+        key = self._key(pattern, value, state)
+        if key in self.failed:
+            return
+        matched = False
+        for after in matched_by(self, pattern, value, state):
+            matched = True
+            yield after
+        if not matched:
+            self.failed.add(key)
 
     def _key(self, pattern: Any, value: Any, state: _State) -> Any:
         """Return all on which it depends whether a pattern matches a node."""
@@ -251,25 +242,32 @@ class _Search:
         bound = tuple((name, _identity(state.bound[name])) for name in sorted(known))
         return id(pattern), value, bound
 
-    def _inside(self, pattern: Any, value: Any, state: _State) -> _States:
-        """Match a pattern that holds others."""
-        if isinstance(pattern, CallPattern):
-            yield from self._call(pattern, value, state)
-        elif isinstance(pattern, AnyOf):
-            for choice in pattern.choices:
-                yield from self.match(choice, value, state)
-        elif isinstance(pattern, Named):
-            for bound in self._bind(pattern.symbol.name, value, state):
-                yield from self.match(pattern.pattern, value, bound)
-        elif isinstance(pattern, Repeated):
-            yield from self.match(pattern.unrolled(0), value, state)
-        elif isinstance(pattern, _Deeper):
-            yield from self.match(pattern.unrolled(), value, state)
-        elif isinstance(pattern, Counted):
-            for after in self.match(pattern.pattern, value, state):
-                yield _with_counts(after, pattern.names, pattern.count)
+    def _literal(self, pattern: Any, value: Any, state: _State) -> _States:
+        if _is_literal(pattern, value):
+            yield state
         else:
-            yield from self._any_call(pattern, value, state)
+            self.attempt.fail(state.nodes, lambda: f"{pattern_text(pattern)} wanted, {_is(value)}")
+
+    def _symbol(self, pattern: Var, value: Any, state: _State) -> _States:
+        return self._bind(pattern.name, value, state)
+
+    def _any_of(self, pattern: AnyOf, value: Any, state: _State) -> _States:
+        for choice in pattern.choices:
+            yield from self.match(choice, value, state)
+
+    def _named(self, pattern: Named, value: Any, state: _State) -> _States:
+        for bound in self._bind(pattern.symbol.name, value, state):
+            yield from self.match(pattern.pattern, value, bound)
+
+    def _repeated(self, pattern: Repeated, value: Any, state: _State) -> _States:
+        return self.match(pattern.unrolled(0), value, state)
+
+    def _deeper(self, pattern: Deeper, value: Any, state: _State) -> _States:
+        yield from self.match(pattern.unrolled(), value, state)
+
+    def _counted(self, pattern: Counted, value: Any, state: _State) -> _States:
+        for after in self.match(pattern.pattern, value, state):
+            yield _with_counts(after, pattern.names, pattern.count)
 
     def _bind(self, name: str, value: Any, state: _State) -> _States:
         if name in state.bound:
@@ -280,7 +278,7 @@ class _Search:
                     state.nodes, lambda: f"'{name}' would stand for two different values"
                 )
             return
-        condition = self.conditions.get(name.split("#")[0])
+        condition = self.conditions.get(base_name(name))
         answer = True if condition is None else _answer(condition, value)
         if answer is True:
             yield _State({**state.bound, name: value}, state.nodes)
@@ -363,9 +361,18 @@ class _Search:
                     yield from self._all(pairs, covering)
 
 
-# what is tried in several ways, so that it pays to remember where none fits
-_WITH_CHOICE = (CallPattern, AnyOf, _Deeper)
-_WITH_INSIDE = (CallPattern, AnyCall, AnyOf, Named, Repeated, _Deeper, Counted)
+_MATCHED_BY: Mapping[type, Callable[..., _States]] = {  # anything else is a literal
+    CallPattern: _Search._call, AnyCall: _Search._any_call, Var: _Search._symbol,
+    AnyOf: _Search._any_of, Named: _Search._named, Counted: _Search._counted,
+    Repeated: _Search._repeated, Deeper: _Search._deeper, list: _Search._list, Each: _Search._list,
+}  # fmt: skip
+
+
+def _has_choice(pattern: Any) -> bool:
+    """Whether a pattern is tried in several ways, so that it pays to remember where none fits."""
+    if isinstance(pattern, CallPattern):
+        return pattern.target in COMMUTATIVE
+    return isinstance(pattern, (AnyOf, Deeper))
 
 
 def _identity(value: Any) -> Any:
@@ -377,7 +384,7 @@ def _identity(value: Any) -> Any:
 
 def _answer(condition: Condition, value: Any) -> Any:
     """Ask a condition; one that depends on a symbolic size does not hold."""
-    env = sizes_are_symbolic(value)
+    env = environment_at(value)
     if env is None:
         return condition(value)
     try:
@@ -527,7 +534,7 @@ def _is(value: Any) -> str:
 def _refusal(name: str, value: Any, condition: Any, answer: Any) -> str:
     shown = value.name if isinstance(value, fx.Node) else operator_text(value)
     if isinstance(answer, str):
-        return f"'{name.split('#')[0]}' would be {shown}, and {answer}"
+        return f"'{base_name(name)}' would be {shown}, and {answer}"
     wanted = getattr(condition, "__name__", "<").replace("_", " ")
     wanted = "as asked" if "<" in wanted else wanted
-    return f"'{name.split('#')[0]}' would be {shown}, which is not {wanted}"
+    return f"'{base_name(name)}' would be {shown}, which is not {wanted}"

@@ -19,7 +19,7 @@ A pattern with several outputs returns a tuple. These functions may stand in a p
     named(y, F.conv2d(x, w, b, ...))             a name for a value inside
     near(1.702, 1e-3)                            a number with a tolerance of its own
 
-`fxopt.matching` finds patterns in graphs.
+`fxopt.recording` makes a pattern of a function, and `fxopt.matching` finds patterns in graphs.
 """
 
 from __future__ import annotations
@@ -29,14 +29,13 @@ import functools
 import inspect
 import itertools
 import operator
-import types
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import fx
-from torch._ops import OpOverload, OpOverloadPacket
+from torch._ops import OpOverload
 
 from fxopt.errors import OptionError
 from fxopt.normalize import Call, ShapeNeeded, canonical
@@ -49,62 +48,187 @@ F = torch.nn.functional
 # -- what a pattern is made of ---------------------------------------------------------------------
 
 
+Replace = Callable[[Any], Any]  # from a part of a pattern to what stands in its place
+
+
+class Pattern:
+    """What may stand in a pattern, besides literals, lists and ANY."""
+
+    is_value: ClassVar[bool] = True  # it stands for one value of the graph
+
+    @property
+    def _is_call(self) -> bool:
+        """Whether every form of it has a call at its root."""
+        return False
+
+    @property
+    def _parts(self) -> tuple[Any, ...]:
+        """The patterns directly inside."""
+        return ()
+
+    def _rebuilt(self, replace: Replace) -> Any:
+        """Return it with other parts, and with other names for the symbols of lists."""
+        return self
+
+    def _text(self) -> str:
+        """Write it as an expression."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Var:
-    """A symbol: the same value wherever it stands."""
+class Var(Pattern):
+    """A symbol: the same value wherever it stands.
+
+    Besides the author's names there are `a#1`, what `a` is in the second item of a list (or time
+    of a repetition), `a#` for how many there are, and `<y:3>` for the hole of a repetition.
+    """
 
     name: str
 
+    def _text(self) -> str:
+        return base_name(self.name)
+
+
+def base_name(name: str) -> str:
+    """Return the author's name of a symbol: `a` for `a#1#0`, `y` for `<y:3>`."""
+    return name.split("#")[0].strip("<").split(":")[0]
+
+
+def indexed(name: str, index: int) -> str:
+    """Return the name of what a symbol stands for in one item of a list."""
+    return f"{name}#{index}"
+
+
+def counted(name: str) -> str:
+    """Return the name under which it is bound how many items a symbol has."""
+    return f"{name}#"
+
+
+def _is_hole(name: str) -> bool:
+    return name.startswith("<")
+
 
 @dataclass(frozen=True)
-class Rest:
+class Rest(Pattern):
     """A symbol for the other items of a list: `[x, *rest]`."""
 
     name: str
 
+    is_value = False
+
+    def _text(self) -> str:
+        return f"*{base_name(self.name)}"
+
 
 @dataclass(frozen=True)
-class Near:
+class Near(Pattern):
     """A number with a relative tolerance."""
 
     value: float
     tolerance: float
 
+    is_value = False
+
+    def _text(self) -> str:
+        return f"≈{self.value:.6g}"
+
 
 @dataclass(frozen=True, eq=False)
-class CallPattern:
+class CallPattern(Pattern):
     """A call; its arguments are patterns, literals or ANY."""
 
     target: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any] = field(default_factory=dict)
 
+    _is_call = True
+
+    @property
+    def _parts(self) -> tuple[Any, ...]:
+        return (*self.args, *self.kwargs.values())
+
+    def _rebuilt(self, replace: Replace) -> CallPattern:
+        named = {key: replace(value) for key, value in self.kwargs.items()}
+        return CallPattern(self.target, tuple(map(replace, self.args)), named)
+
+    def _text(self) -> str:
+        args = list(map(pattern_text, self.args))
+        sign = _INFIX.get(self.target)
+        if sign is not None and len(args) == 2:
+            return f"({args[0]} {sign} {args[1]})"
+        while args[-2:] == ["…", "…"]:
+            args.pop()
+        if self.target is operator.getitem:
+            return f"{args[0]}[{args[1]}]"
+        named = [f"{k}={pattern_text(v)}" for k, v in self.kwargs.items() if v is not ANY]
+        return f"{operator_text(self.target).split('.')[0]}({', '.join([*args, *named])})"
+
 
 @dataclass(frozen=True, eq=False)
-class AnyCall:
+class AnyCall(Pattern):
     """A call of whatever operator `symbol` stands for; arguments that are not written are free."""
 
     symbol: Var
     args: tuple[Any, ...]
 
+    _is_call = True
+
+    @property
+    def _parts(self) -> tuple[Any, ...]:
+        return (self.symbol, *self.args)
+
+    def _rebuilt(self, replace: Replace) -> AnyCall:
+        return AnyCall(replace(self.symbol), tuple(map(replace, self.args)))
+
+    def _text(self) -> str:
+        return f"{self.symbol.name}({', '.join(map(pattern_text, self.args))})"
+
 
 @dataclass(frozen=True, eq=False)
-class AnyOf:
+class AnyOf(Pattern):
     """One of several patterns, tried in order."""
 
     choices: tuple[Any, ...]
 
+    @property
+    def _is_call(self) -> bool:
+        return all(map(is_call, self.choices))
+
+    @property
+    def _parts(self) -> tuple[Any, ...]:
+        return self.choices
+
+    def _rebuilt(self, replace: Replace) -> AnyOf:
+        return AnyOf(tuple(map(replace, self.choices)))
+
+    def _text(self) -> str:
+        return f"({' | '.join(map(pattern_text, self.choices))})"
+
 
 @dataclass(frozen=True, eq=False)
-class Named:
+class Named(Pattern):
     """A pattern whose value has a name, too."""
 
     symbol: Var
     pattern: Any
 
+    @property
+    def _is_call(self) -> bool:
+        return is_call(self.pattern)
+
+    @property
+    def _parts(self) -> tuple[Any, ...]:
+        return (self.symbol, self.pattern)
+
+    def _rebuilt(self, replace: Replace) -> Named:
+        return Named(replace(self.symbol), replace(self.pattern))
+
+    def _text(self) -> str:
+        return pattern_text(self.pattern)
+
 
 @dataclass(frozen=True, eq=False)
-class Repeated:
+class Repeated(Pattern):
     """A part around itself, `least` times or more, around `start`; `hole` is where it repeats."""
 
     part: Any
@@ -113,79 +237,123 @@ class Repeated:
     names: frozenset[str]  # symbols of the part: a list each
     least: int
 
-    @functools.cache  # noqa: B019 - patterns live as long as their rules
+    @property
+    def _is_call(self) -> bool:
+        return is_call(self.part) and (self.least > 0 or is_call(self.start))
+
+    @property
+    def _parts(self) -> tuple[Any, ...]:
+        return (self.part, self.start)
+
+    def _rebuilt(self, replace: Replace) -> Repeated:
+        names = frozenset(replace(Var(name)).name for name in self.names)
+        return Repeated(replace(self.part), self.hole, replace(self.start), names, self.least)
+
+    def _text(self) -> str:
+        return f"({pattern_text(self.part)})* around {pattern_text(self.start)}"
+
+    @functools.cache  # noqa: B019 - kept for good, as the patterns of modules are
     def unrolled(self, depth: int) -> Any:
         """Return what stands at this depth: the part around the next depth, or the start."""
         end = Counted(self.start, self.names, depth)
         if depth >= LONGEST_REPETITION:
             return end
-        deeper = _Deeper(self, depth + 1)
+        deeper = Deeper(self, depth + 1)
         part = _replaced(self.part, {self.hole.name: deeper}, self.names, depth)
         return part if depth < self.least else AnyOf((part, end))
 
 
 @dataclass(frozen=True, eq=False)
-class _Deeper:
+class Deeper(Pattern):
     """The rest of a repetition; unrolled when it is met."""
 
     repeated: Repeated
     depth: int
 
     def unrolled(self) -> Any:
+        """Return what stands at its depth."""
         return self.repeated.unrolled(self.depth)
+
+    def _text(self) -> str:
+        return pattern_text(self.repeated)
 
 
 @dataclass(frozen=True, eq=False)
-class Counted:
+class Counted(Pattern):
     """What stands at the end of a repetition: its symbols have one item for each time."""
 
     pattern: Any
     names: frozenset[str]
     count: int
 
+    @property
+    def _parts(self) -> tuple[Any, ...]:
+        return (self.pattern,)
+
+    def _text(self) -> str:
+        return pattern_text(self.pattern)
+
 
 @dataclass(frozen=True, eq=False)
-class Each:
+class Each(Pattern):
     """A list of at least one item, each of which matches `item`."""
 
     item: Any
     names: frozenset[str]  # symbols of the item: a list each
 
-    @functools.cache  # noqa: B019
+    is_value = False
+
+    @property
+    def _parts(self) -> tuple[Any, ...]:
+        return (self.item,)
+
+    def _rebuilt(self, replace: Replace) -> Each:
+        names = frozenset(replace(Var(name)).name for name in self.names)
+        return Each(replace(self.item), names)
+
+    def _text(self) -> str:
+        return f"[{pattern_text(self.item)}, …]"
+
+    @functools.cache  # noqa: B019 - see above
     def at(self, index: int) -> Any:
         """Return the pattern of the item at this index."""
         return _replaced(self.item, {}, self.names, index)
 
 
 @dataclass(frozen=True, eq=False)
-class Outputs:
+class Outputs(Pattern):
     """Several patterns that share symbols; each has a root of its own."""
 
     patterns: tuple[Any, ...]
+
+    is_value = False
+
+    @property
+    def _parts(self) -> tuple[Any, ...]:
+        return self.patterns
+
+    def _text(self) -> str:
+        return ", ".join(map(pattern_text, self.patterns))
 
 
 LONGEST_REPETITION = 16
 
 
 def parts_of(pattern: Any) -> tuple[Any, ...]:
-    """Return the patterns directly inside a pattern."""
-    if isinstance(pattern, CallPattern):
-        return (*pattern.args, *pattern.kwargs.values())
-    if isinstance(pattern, AnyCall):
-        return (pattern.symbol, *pattern.args)
-    if isinstance(pattern, AnyOf):
-        return pattern.choices
-    if isinstance(pattern, Named):
-        return (pattern.symbol, pattern.pattern)
-    if isinstance(pattern, Repeated):
-        return (pattern.part, pattern.start)
-    if isinstance(pattern, Each):
-        return (pattern.item,)
-    if isinstance(pattern, Counted):
-        return (pattern.pattern,)
-    if isinstance(pattern, Outputs):
-        return pattern.patterns
+    """Return the patterns directly inside a pattern or a list."""
+    if isinstance(pattern, Pattern):
+        return pattern._parts
     return tuple(pattern) if isinstance(pattern, list) else ()
+
+
+def is_call(pattern: Any) -> bool:
+    """Whether every form of a pattern has a call at its root."""
+    return isinstance(pattern, Pattern) and pattern._is_call
+
+
+def is_pattern(argument: Any) -> bool:
+    """Whether an argument of a pattern's call stands for a value of the graph."""
+    return isinstance(argument, Pattern) and argument.is_value
 
 
 def everything_in(pattern: Any) -> Iterator[Any]:
@@ -201,25 +369,14 @@ def everything_in(pattern: Any) -> Iterator[Any]:
 
 def symbols_of(pattern: Any) -> dict[str, None]:
     """Return the names of a pattern's symbols, in the order in which they stand in the text."""
-    found: dict[str, None] = {}
-    _collect_symbols(pattern, found, set())
-    return found
-
-
-def _collect_symbols(pattern: Any, found: dict[str, None], seen: set[int]) -> None:
-    if id(pattern) in seen:
-        return
-    seen.add(id(pattern))
-    if isinstance(pattern, (Var, Rest)) and not pattern.name.startswith("<"):
-        found[pattern.name] = None
-    for part in parts_of(pattern):
-        _collect_symbols(part, found, seen)
+    found = (part for part in everything_in(pattern) if isinstance(part, (Var, Rest)))
+    return {symbol.name: None for symbol in found if not _is_hole(symbol.name)}
 
 
 @functools.cache
 def shared_symbols(pattern: Any) -> frozenset[str]:
     """Return the symbols of a pattern whose value may be known before it is matched."""
-    if isinstance(pattern, _Deeper):
+    if isinstance(pattern, Deeper):
         return shared_symbols(pattern.repeated)
     if isinstance(pattern, (Var, Rest)):
         return frozenset((pattern.name,))
@@ -253,29 +410,13 @@ def _replaced(pattern: Any, values: Mapping[str, Any], names: frozenset[str], in
     if isinstance(pattern, (Var, Rest)):
         if pattern.name in values:
             return values[pattern.name]
-        return type(pattern)(f"{pattern.name}#{index}") if pattern.name in names else pattern
+        return type(pattern)(indexed(pattern.name, index)) if pattern.name in names else pattern
     if isinstance(pattern, list):
-        return [replaced(part) for part in pattern]
-    if isinstance(pattern, CallPattern):
-        named = {key: replaced(value) for key, value in pattern.kwargs.items()}
-        return CallPattern(pattern.target, tuple(map(replaced, pattern.args)), named)
-    if isinstance(pattern, AnyCall):
-        return AnyCall(replaced(pattern.symbol), tuple(map(replaced, pattern.args)))
-    if isinstance(pattern, AnyOf):
-        return AnyOf(tuple(map(replaced, pattern.choices)))
-    if isinstance(pattern, Named):
-        return Named(replaced(pattern.symbol), replaced(pattern.pattern))
-    if isinstance(pattern, Repeated):
-        inner = frozenset(replaced(Var(name)).name for name in pattern.names)
-        part, start = replaced(pattern.part), replaced(pattern.start)
-        return Repeated(part, pattern.hole, start, inner, pattern.least)
-    if isinstance(pattern, Each):
-        inner = frozenset(replaced(Var(name)).name for name in pattern.names)
-        return Each(replaced(pattern.item), inner)
-    return pattern
+        return list(map(replaced, pattern))
+    return pattern._rebuilt(replaced) if isinstance(pattern, Pattern) else pattern
 
 
-# -- recording a pattern ---------------------------------------------------------------------------
+# -- symbols, and what an author writes with them --------------------------------------------------
 
 
 class Symbol(Traced):
@@ -291,13 +432,13 @@ class Symbol(Traced):
         self._pattern = pattern
 
     def _call(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Symbol:
-        return _record(target, args, kwargs)
+        return record_call(target, args, kwargs)
 
     def __call__(self, *args: Any) -> Symbol:
         """Match a call of any operator on these arguments."""
         if not isinstance(self._pattern, Var):
             raise TypeError("only a symbol can stand for an operator: f(x)")
-        return Symbol(AnyCall(self._pattern, tuple(map(_plain, args))))
+        return Symbol(AnyCall(self._pattern, tuple(map(plain, args))))
 
     def __getattr__(self, name: str) -> Any:
         if name in _QUESTIONS:
@@ -308,7 +449,7 @@ class Symbol(Traced):
         several = _is_list(self._pattern)
         if several is False or not isinstance(index, (int, Symbol)):
             return self._indexed(index)
-        item = Symbol(CallPattern(operator.getitem, (self._pattern, _plain(index))))
+        item = Symbol(CallPattern(operator.getitem, (self._pattern, plain(index))))
         return item if several else any_of(item, self._indexed(index))
 
     def _results(self) -> list[str]:
@@ -320,7 +461,7 @@ class Symbol(Traced):
     def _whole(self, dim: int) -> Any:
         if isinstance(self._pattern, Var):
             return self
-        return any_of(_record(aten.slice.Tensor, (self, dim), {}), self)
+        return any_of(record_call(aten.slice.Tensor, (self, dim), {}), self)
 
     def __bool__(self) -> bool:
         raise TypeError("a pattern cannot branch on a value; write one pattern per branch")
@@ -382,7 +523,7 @@ def any_of(*choices: Any) -> Any:
     """Match one of several patterns; symbols that stand only in others are None."""
     if len(choices) < 2:
         raise OptionError("any_of needs two patterns or more: any_of(F.gelu(x), F.silu(x)).")
-    return Symbol(AnyOf(tuple(map(_plain, choices))))
+    return Symbol(AnyOf(tuple(map(plain, choices))))
 
 
 def optional(part: Callable[[Any], Any], value: Any) -> Any:
@@ -403,10 +544,10 @@ def repeated(part: Callable[..., Any], value: Any, *, at_least: int = 0) -> Any:
         )
     hole, *names = _parameters(part)
     symbol = Symbol(Var(f"<{hole}:{next(_holes)}>"))  # one that no other repetition has
-    body = _plain(part(symbol, *(Symbol(Var(name)) for name in names)))
+    body = plain(part(symbol, *(Symbol(Var(name)) for name in names)))
     if not any(one == symbol._pattern for one in everything_in(body)) or not depth_of(body):
         raise OptionError(f"repeated: the part has to compute something with '{hole}'.")
-    return Symbol(Repeated(body, symbol._pattern, _plain(value), _own(names, body), at_least))
+    return Symbol(Repeated(body, symbol._pattern, plain(value), _own(names, body), at_least))
 
 
 _holes = itertools.count()
@@ -424,7 +565,7 @@ def each(part: Callable[..., Any]) -> Any:
     The part's parameters are symbols; a rule gets a list of what each was.
     """
     names = _parameters(part)
-    item = _plain(part(*(Symbol(Var(name)) for name in names)))
+    item = plain(part(*(Symbol(Var(name)) for name in names)))
     return EachSymbol(Each(item, _own(names, item)))
 
 
@@ -439,7 +580,7 @@ def named(symbol: Any, value: Any) -> Any:
     """Match `value`, and let `symbol` stand for it."""
     if not isinstance(symbol, Symbol) or not isinstance(symbol._pattern, Var):
         raise OptionError("named(symbol, value): the first argument is a symbol of the pattern.")
-    return Symbol(Named(symbol._pattern, _plain(value)))
+    return Symbol(Named(symbol._pattern, plain(value)))
 
 
 def near(value: float, tolerance: float = 1e-6) -> Any:
@@ -451,16 +592,18 @@ def _parameters(part: Callable[..., Any]) -> list[str]:
     return list(inspect.signature(part).parameters)
 
 
-def _record(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def record_call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return the symbol of a call of a function, a method's name or an operator."""
     args = tuple(_unwrapped(a) for a in args)
     _check_function(function)
     target, args, kwargs = operator_of(function, args, kwargs)
-    plain = [_plain(a) for a in args]
-    if plain and plain[-1] is ANY and isinstance(target, OpOverload):
+    patterns = plain(args)
+    if patterns and patterns[-1] is ANY and isinstance(target, OpOverload):
         names = [a.name for a in target._schema.arguments if not a.kwarg_only]
-        plain = plain[:-1] + [ANY] * (len(names) - len(plain) + 1)
+        patterns = patterns[:-1] + [ANY] * (len(names) - len(patterns) + 1)
         kwargs = {a.name: ANY for a in target._schema.arguments if a.kwarg_only} | kwargs
-    call = Symbol(CallPattern(target, tuple(plain), {k: _plain(v) for k, v in kwargs.items()}))
+    named = {key: plain(value) for key, value in kwargs.items()}
+    call = Symbol(CallPattern(target, tuple(patterns), named))
     return call[0] if has_further_results(function) else call
 
 
@@ -487,185 +630,13 @@ def _unwrapped(argument: Any) -> Any:
     return argument[0] if alone and isinstance(argument[0], EachSymbol) else argument
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return what a symbol, or a list with symbols, stands for."""
     if isinstance(value, Symbol):
         return value._pattern
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value
-
-
-class _Namespace:
-    """Stands for `torch`, `F` or `aten` while a pattern is recorded, so that it may pass `...`."""
-
-    def __init__(self, module: Any) -> None:
-        self._module = module
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._module, name)
-        if isinstance(value, types.ModuleType) or value is torch.ops or value is aten:
-            return _Namespace(value)
-        if isinstance(value, OpOverloadPacket):
-            return _Packet(value)
-        return _recorder(value) if callable(value) and not isinstance(value, type) else value
-
-
-class _Packet:
-    def __init__(self, packet: OpOverloadPacket) -> None:
-        self._packet = packet
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Symbol:
-        return _record(self._packet, args, kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return _recorder(getattr(self._packet, name))
-
-
-def _recorder(function: Any) -> Callable[..., Any]:
-    return lambda *args, **kwargs: _record(function, args, kwargs)
-
-
-def record(function: Any, fixed: Mapping[str, Any] | None = None) -> Any:
-    """Run a pattern function on symbols and return what it computes.
-
-    `fixed` gives values to parameters that are no symbols; so does a default: `lambda x, f=f:`. An
-    expression over `symbols` is a pattern already. Raises OptionError where a function does
-    something else than calling operators, or returns no call.
-    """
-    where = "expression" if isinstance(function, (Symbol, tuple)) else _where(function)
-    try:
-        pattern = _outputs(_plain(_run(function, fixed or {})))
-        _check_spelling(pattern)
-    except OptionError as error:
-        raise OptionError(f"The pattern {where} cannot be recorded: {error}") from None
-    except Exception as error:
-        hint = " A pattern only calls tensor operators; ask for shapes and values in the rule."
-        if "llipsis" in str(error):
-            hint = " Spell a call with `...` by torch, torch.nn.functional or torch.ops.aten."
-        raise OptionError(
-            f"The pattern {where} cannot be recorded: {type(error).__name__}: {error}.{hint}"
-        ) from error
-    for one in pattern.patterns if isinstance(pattern, Outputs) else (pattern,):
-        if not _is_call(one):
-            raise OptionError(f"The pattern {where} must return the result of an operator.")
-    return pattern
-
-
-def _run(function: Any, fixed: Mapping[str, Any]) -> Any:
-    if not isinstance(function, types.FunctionType):
-        if not isinstance(function, (Symbol, tuple)):
-            raise OptionError("it is neither a function nor an expression over symbols.")
-        return function
-    of_torch = str(function.__module__).split(".")[0] == "torch"
-    twin = function if of_torch else _twin(function)
-    values: list[Any] = []
-    named = {}
-    for name, parameter in inspect.signature(function).parameters.items():
-        default = parameter.default
-        own = fixed.get(name, Symbol(Var(name)) if default is parameter.empty else default)
-        if parameter.kind is parameter.VAR_KEYWORD:
-            raise OptionError(f"'**{name}' is no symbol; write each one, or ... in the call.")
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            values.extend(own)
-        elif parameter.kind is parameter.KEYWORD_ONLY:
-            named[name] = _recording_module(own)
-        else:
-            values.append(_recording_module(own))
-    return twin(*values, **named)
-
-
-def _twin(function: types.FunctionType) -> types.FunctionType:
-    """Return a function that computes the same with torch's functions as they are recorded."""
-    used = _names_in(function.__code__)
-    twin = types.FunctionType(
-        function.__code__,
-        {n: _recording(v) if n in used else v for n, v in function.__globals__.items()},
-        function.__name__,
-        function.__defaults__,
-        tuple(map(_recording_cell, function.__closure__ or ())),
-    )
-    twin.__kwdefaults__ = function.__kwdefaults__
-    return twin
-
-
-def _names_in(code: types.CodeType) -> set[str]:
-    inner = (one for one in code.co_consts if isinstance(one, types.CodeType))
-    return set(code.co_names).union(*map(_names_in, inner))
-
-
-def _outputs(pattern: Any) -> Any:
-    several = isinstance(pattern, list) and len(pattern) > 1
-    return Outputs(tuple(pattern)) if several else pattern
-
-
-def _is_call(pattern: Any) -> bool:
-    """Whether every form of a pattern has a call at its root."""
-    if isinstance(pattern, AnyOf):
-        return all(map(_is_call, pattern.choices))
-    if isinstance(pattern, Named):
-        return _is_call(pattern.pattern)
-    if isinstance(pattern, Repeated):
-        return _is_call(pattern.part) and (pattern.least > 0 or _is_call(pattern.start))
-    return isinstance(pattern, (CallPattern, AnyCall))
-
-
-def _recording(value: Any) -> Any:
-    """Return what stands for a name of the function: torch's take `...`, and helpers do so too."""
-    if not isinstance(value, (types.FunctionType, types.BuiltinFunctionType)):
-        return _recording_module(value)
-    place = str(value.__module__ or "").split(".")[0]
-    if place == "torch":
-        return _recorder(value)
-    if isinstance(value, types.BuiltinFunctionType) or place in ("fxopt", "functools"):
-        return value
-    return functools.wraps(value)(_Helper(value))
-
-
-def _recording_module(value: Any) -> Any:
-    if isinstance(value, OpOverloadPacket):
-        return _Packet(value)
-    if value is torch.ops or value is aten:
-        return _Namespace(value)
-    of_torch = isinstance(value, types.ModuleType) and value.__name__.split(".")[0] == "torch"
-    return _Namespace(value) if of_torch else value
-
-
-class _Helper:
-    """A function that a pattern calls; it is recorded like the pattern itself."""
-
-    def __init__(self, function: types.FunctionType) -> None:
-        self._function = function
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _twin(self._function)(*args, **kwargs)
-
-
-def _recording_cell(cell: types.CellType) -> types.CellType:
-    try:
-        return types.CellType(_recording(cell.cell_contents))
-    except ValueError:  # the name has no value yet
-        return cell
-
-
-def _where(function: Any) -> str:
-    code = getattr(function, "__code__", None)
-    if code is None:
-        return repr(function)
-    return f"{function.__name__} ({code.co_filename}:{code.co_firstlineno})"
-
-
-_PERMUTES = (aten.transpose.int, aten.movedim.int, aten.movedim.intlist)
-
-
-def _check_spelling(pattern: Any) -> None:
-    """Raise OptionError for a call that cannot stand in a graph because its numbers are symbols."""
-    for one in everything_in(pattern):
-        if isinstance(one, CallPattern) and one.target in _PERMUTES:
-            if any(isinstance(a, Var) for a in one.args[1:]):
-                raise OptionError(
-                    f"{operator_text(one.target)} is written as permute in a graph, and how "
-                    "depends on its numbers. Write the numbers, or x.permute(dims)."
-                )
 
 
 # -- where a pattern can begin ---------------------------------------------------------------------
@@ -701,7 +672,7 @@ def root_targets(pattern: Any) -> tuple[Any, ...] | None:
         return root_targets(pattern.patterns[0])
     if isinstance(pattern, (AnyOf, Repeated)):
         inside = pattern.choices if isinstance(pattern, AnyOf) else (pattern.part, pattern.start)
-        found = [root_targets(one) for one in inside if _is_call(one)]
+        found = [root_targets(one) for one in inside if is_call(one)]
         if None in found:
             return None
         return tuple(dict.fromkeys(t for targets in found for t in targets or ()))
@@ -779,12 +750,6 @@ def turned_round(pattern: CallPattern, target: Any) -> Call | None:
     return Call(target, (CallPattern(aten.reciprocal.default, (x,)), number), {})
 
 
-def is_pattern(argument: Any) -> bool:
-    """Whether an argument of a pattern's call stands for a value of the graph."""
-    kinds = (Var, CallPattern, AnyCall, AnyOf, Named, Repeated, _Deeper, Counted)
-    return isinstance(argument, kinds)
-
-
 def operator_text(target: Any) -> str:
     """Return an operator's short name: `conv2d`, `add.Tensor`."""
     if isinstance(target, OpOverload):
@@ -794,28 +759,10 @@ def operator_text(target: Any) -> str:
 
 def pattern_text(pattern: Any) -> str:
     """Write a pattern as an expression: `softmax(matmul(q, k) * s, -1)`."""
-    if isinstance(pattern, (Var, Rest)):
-        star = "*" if isinstance(pattern, Rest) else ""
-        return star + pattern.name.split("#")[0].strip("<").split(":")[0]
-    if isinstance(pattern, Near):
-        return f"≈{pattern.value:.6g}"
-    if isinstance(pattern, (AnyOf, Outputs)):
-        inside = map(pattern_text, parts_of(pattern))
-        return f"({' | '.join(inside)})" if isinstance(pattern, AnyOf) else ", ".join(inside)
-    if isinstance(pattern, Named):
-        return pattern_text(pattern.pattern)
-    if isinstance(pattern, Repeated):
-        return f"({pattern_text(pattern.part)})* around {pattern_text(pattern.start)}"
-    if isinstance(pattern, Each):
-        return f"[{pattern_text(pattern.item)}, …]"
-    if isinstance(pattern, Counted):
-        return pattern_text(pattern.pattern)
+    if isinstance(pattern, Pattern):
+        return pattern._text()
     if isinstance(pattern, list):
         return f"[{', '.join(map(pattern_text, pattern))}]"
-    if isinstance(pattern, AnyCall):
-        return f"{pattern.symbol.name}({', '.join(map(pattern_text, pattern.args))})"
-    if isinstance(pattern, CallPattern):
-        return _call_text(pattern)
     if isinstance(pattern, float):
         return f"{pattern:.6g}"
     return "…" if pattern is ANY else repr(pattern)
@@ -825,20 +772,6 @@ _INFIX = {
     aten.add.Tensor: "+", aten.sub.Tensor: "-", aten.mul.Tensor: "·", aten.div.Tensor: "/",
     aten.matmul.default: "@", aten.pow.Tensor_Scalar: "**",
 }  # fmt: skip
-
-
-def _call_text(pattern: CallPattern) -> str:
-    sign = _INFIX.get(pattern.target)
-    if sign is not None and len(pattern.args) == 2:
-        left, right = map(pattern_text, pattern.args)
-        return f"({left} {sign} {right})"
-    args = list(map(pattern_text, pattern.args))
-    while args[-2:] == ["…", "…"]:
-        args.pop()
-    if pattern.target is operator.getitem:
-        return f"{args[0]}[{args[1]}]"
-    named = [f"{k}={pattern_text(v)}" for k, v in pattern.kwargs.items() if v is not ANY]
-    return f"{operator_text(pattern.target).split('.')[0]}({', '.join([*args, *named])})"
 
 
 # -- what a match is -------------------------------------------------------------------------------

@@ -56,10 +56,10 @@ from fxopt.pattern import (
     everything_in,
     needs_of,
     operator_text,
-    record,
     root_targets,
     symbols_of,
 )
+from fxopt.recording import record
 from fxopt.replay import remember_reads
 from fxopt.rewrite import Rewriter
 from fxopt.sizes import SizeAsked, environment_of, undecided
@@ -111,7 +111,7 @@ class Rule:
         return max(map(depth_of, self.patterns))
 
     @functools.cached_property
-    def inside(self) -> frozenset[Any] | None:
+    def operators(self) -> frozenset[Any] | None:
         """The operators that may stand in a match; None: any."""
         parts = [part for pattern in self.patterns for part in everything_in(pattern)]
         if any(isinstance(part, AnyCall) for part in parts):
@@ -321,21 +321,26 @@ def rule(
         raise OptionError("A rule needs a pattern: @rule(lambda x: F.relu(F.relu(x))).")
     if not isinstance(effect, Effect):
         raise OptionError(f"effect={effect!r}: it is Effect.EXACT or Effect.LOSSY.")
-    members = _members(family, patterns)
-    recorded = [tuple(record(pattern, fixed) for pattern in patterns) for fixed in members]
-    if any("match" in symbols_of(pattern) for pattern in recorded[0]):
+    forms = [_Form(patterns, fixed) for fixed in _members(family, patterns)]
+    if any("match" in symbols_of(pattern) for pattern in forms[0].patterns):
         raise OptionError("'match' is what a rule gets its Match by; call the symbol otherwise.")
 
     def decorate(build: Callable[..., Any]) -> Any:
         function = _as_function(build)
-        names = _parameters(function.__name__, build)
-        made = [
-            _rule(function, names, several, _in_order(patterns, several), fixed, effect, conditions)
-            for several, fixed in zip(recorded, members, strict=True)
-        ]
+        parameters = _parameters(function.__name__, build)
+        made = [_rule(function, parameters, form, effect, conditions) for form in forms]
         return made[0] if family is None else RuleSet(*made, name=function.__name__)
 
     return _Unfinished(decorate)
+
+
+class _Form:
+    """The patterns of one member of a family, or of the one rule that there is."""
+
+    def __init__(self, written: tuple[Any, ...], fixed: dict[str, Any]) -> None:
+        self.fixed = fixed
+        self.patterns = tuple(record(pattern, fixed) for pattern in written)
+        self.symbols = tuple(dict.fromkeys(_in_order(written, self.patterns)))
 
 
 @dataclass(frozen=True)
@@ -398,9 +403,21 @@ def _as_function(build: Any) -> Any:
     return function
 
 
-def _parameters(name: str, build: Any) -> dict[str, bool]:
-    """Return the parameters of a rule, and whether each may be missing in the patterns."""
-    found = {}
+@dataclass
+class _Parameters:
+    """What a rule's function asks for."""
+
+    needed: list[str] = field(default_factory=list)
+    optional: list[str] = field(default_factory=list)  # those with a default
+    takes_all: bool = False  # **symbols
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.needed, *self.optional]
+
+
+def _parameters(name: str, build: Any) -> _Parameters:
+    asked = _Parameters()
     bound = build.keywords if isinstance(build, functools.partial) else {}
     for one in inspect.signature(build).parameters.values():
         if one.kind in (one.POSITIONAL_ONLY, one.VAR_POSITIONAL):
@@ -409,10 +426,10 @@ def _parameters(name: str, build: Any) -> dict[str, bool]:
                 f"The rule {name} gets its symbols by name, and '{star}{one.name}' has none to it."
             )
         if one.kind is one.VAR_KEYWORD:
-            found["**"] = True
+            asked.takes_all = True
         elif one.name not in bound:
-            found[one.name] = one.default is not one.empty
-    return found
+            (asked.needed if one.default is one.empty else asked.optional).append(one.name)
+    return asked
 
 
 def _in_order(patterns: tuple[Any, ...], recorded: tuple[Any, ...]) -> Iterator[str]:
@@ -426,35 +443,33 @@ def _in_order(patterns: tuple[Any, ...], recorded: tuple[Any, ...]) -> Iterator[
 
 
 def _rule(
-    build: Callable[..., Any], parameters: Mapping[str, bool], patterns: tuple[Any, ...],
-    order: Iterable[str], fixed: dict[str, Any], effect: Effect, conditions: Mapping[str, Any],
+    build: Callable[..., Any], parameters: _Parameters, form: _Form, effect: Effect,
+    conditions: Mapping[str, Any],
 ) -> Rule:  # fmt: skip
-    known = dict.fromkeys(order)
-    there = {*known, *fixed, "match"}
-    for name in (*(name for name, free in parameters.items() if not free), *conditions):
+    there = {*form.symbols, *form.fixed, "match"}
+    for name in (*parameters.needed, *conditions):
         if name not in there or name in conditions and name == "match":
             raise OptionError(
                 f"The rule {build.__name__} asks for '{name}', and no pattern of it has that "
-                f"symbol: {', '.join(known) or 'none'}."
+                f"symbol: {', '.join(form.symbols) or 'none'}."
             )
-    names = tuple(name for name in parameters if name in there)
-    if "**" in parameters:
-        names = tuple(dict.fromkeys((*names, *known)))
+    names = [name for name in parameters.names if name in there]
+    names += form.symbols if parameters.takes_all else ()
     code = getattr(inspect.unwrap(build), "__code__", None)
-    asked = {name: _condition(name, wanted, patterns) for name, wanted in conditions.items()}
+    asked = {name: _condition(name, wanted, form.patterns) for name, wanted in conditions.items()}
     operators = {name: targets for name, (_, targets) in asked.items() if targets}
-    suffix = ", ".join(map(_member_text, fixed.values()))
+    suffix = ", ".join(map(_member_text, form.fixed.values()))
     return Rule(
-        name=f"{build.__name__}[{suffix}]" if fixed else build.__name__,
-        patterns=patterns,
+        name=f"{build.__name__}[{suffix}]" if form.fixed else build.__name__,
+        patterns=form.patterns,
         build=build,
         doc=inspect.getdoc(build) or "",
         source=f"{code.co_filename}:{code.co_firstlineno}" if code else "",
-        parameters=names,
-        symbols=tuple(known),
+        parameters=tuple(dict.fromkeys(names)),
+        symbols=form.symbols,
         conditions={name: condition for name, (condition, _) in asked.items()},
-        fixed=fixed,
-        targets=_all_targets(patterns, operators),
+        fixed=form.fixed,
+        targets=_all_targets(form.patterns, operators),
         effect=effect,
     )
 
@@ -468,7 +483,7 @@ def _condition(
 ) -> tuple[Condition, tuple[Any, ...] | None]:
     """Return a condition as a predicate on what is matched, and the operators that it allows."""
     calls = any(
-        isinstance(part, AnyCall) and part.symbol.name.split("#")[0] == name
+        isinstance(part, AnyCall) and part.symbol.name == name
         for pattern in patterns for part in everything_in(pattern)
     )  # fmt: skip
     choices = isinstance(wanted, (set, frozenset, tuple, list))
@@ -520,7 +535,7 @@ def _takes_text(name: str, pattern: Any) -> bool:
         given = [*zip(schema or (), call.args, strict=False)]
         given += [(by_name[key], value) for key, value in call.kwargs.items() if key in by_name]
         if schema is None or any(
-            isinstance(value, Var) and value.name.split("#")[0] == name and "str" in str(one.type)
+            isinstance(value, Var) and value.name == name and "str" in str(one.type)
             for one, value in given
         ):
             return True
@@ -636,24 +651,26 @@ class _Driver:
         nodes = self.rewriter.graph.graph.nodes
         self.present.update(n.target for n in nodes if n.op == "call_function")
         self._make_index()
-        inside = _inside(self.rules)
+        followed = _operators_in(self.rules)
         depth = max((one.depth for one in self.rules), default=1)
         pending = [n for n in nodes if self._rules_at(n)]
-        limit = 500 + 50 * len(nodes)
-        most_grown = 500 + 5 * len(nodes)
+        most_rewrites, most_grown = 500 + 50 * len(nodes), 500 + 5 * len(nodes)
         while pending:
             for node in pending:
                 if not node._erased and not self.rewriter.out_of_fuel:
                     any(self._try(one, node) for one in self._rules_at(node))
-                many = self.rewriter.rewrites > limit or len(self.changed) > 100 * limit
-                if many or self.grown > most_grown:
+                if (
+                    self.grown > most_grown
+                    or self.rewriter.rewrites > most_rewrites
+                    or len(self.changed) > 100 * most_rewrites
+                ):
                     raise FxoptError(self._endless())
             new = {n.target for n in self.changed if not n._erased} - self.present
             if new:
                 self.present |= new
                 self._make_index()
-            found = _downstream(self.changed, depth, inside)
-            pending = sorted(n for n in found if self._rules_at(n))
+            again = _downstream(self.changed, depth, followed)
+            pending = sorted(n for n in again if self._rules_at(n))
             self.changed.clear()
         for (node, name), reason in self.misses.items():
             if not node._erased:
@@ -685,15 +702,15 @@ class _Driver:
     def _tried(self, one: Rule, node: fx.Node, tally: _Tally) -> bool:
         self.misses.pop((node, one.name), None)
         self.looked.clear()
-        found = one.match(node)
+        match = one.match(node)
         if self.looked:
             self._check_unwritten(one, node)
-        if found is None:
+        if match is None:
             return False
         tally.matched += 1
         rewriter = self.rewriter
         with rewriter.on_behalf_of(one.name):
-            result = one.rewrite(found, rewriter)
+            result = one.rewrite(match, rewriter)
             self._check_unwritten(one, node)
             if result is None or isinstance(result, str):
                 rewriter.discard()
@@ -701,22 +718,28 @@ class _Driver:
                     self.misses[node, one.name] = result
                 return False
             rewriter.prune(result.values())
-            built, moved = tuple(rewriter.built), [u for root in found.roots for u in root.users]
-            around = dict.fromkeys(
-                (*found.nodes, *(i for n in found.nodes for i in n.all_input_nodes))
-            )
+            built, users = rewriter.built, [u for root in match.roots for u in root.users]
+            inputs = (value for n in match.nodes for value in n.all_input_nodes)
+            around = dict.fromkeys((*match.nodes, *inputs))
             if not rewriter.replace(result):
                 return False
         if self.looked:
             remember_reads(rewriter.graph, one.name, self.looked)
         tally.rewritten += 1
-        calls = [n for n in built if n.op == "call_function"]
-        gone = sum(n._erased for n in found.nodes)
-        self.grown += len(calls) > gone and self.built.issuperset(found.nodes)
-        self.built.update(calls)
-        alone = (u for n in around if not n._erased and len(n.users) == 1 for u in n.users)
-        self.changed.update(dict.fromkeys((*built, *moved, *alone)))
+        self._note_growth(match, built)
+        # Where to look again: at what was built; at the users of the roots, which now use it; and
+        # at the only user that is left of what lies around, which a rule may have held back from
+        # as it was shared.
+        only_users = (u for n in around if not n._erased and len(n.users) == 1 for u in n.users)
+        self.changed.update(dict.fromkeys((*built, *users, *only_users)))
         return True
+
+    def _note_growth(self, match: Match, built: Iterable[fx.Node]) -> None:
+        """Count a rewrite that found only what rules had built, and made more of it."""
+        calls = [n for n in built if n.op == "call_function"]
+        erased = sum(n._erased for n in match.nodes)
+        self.grown += len(calls) > erased and self.built.issuperset(match.nodes)
+        self.built.update(calls)
 
     def _check_unwritten(self, one: Rule, node: fx.Node) -> None:
         """Raise RuleError where a rule has written to a constant that it only may look at."""
@@ -736,18 +759,18 @@ class _Driver:
         )
 
 
-def _inside(rules: Iterable[Rule]) -> set[Any] | None:
-    """Return the operators that may stand inside a match of some rule; None: any."""
-    found: set[Any] = set()
+def _operators_in(rules: Iterable[Rule]) -> set[Any] | None:
+    """Return the operators that may stand in a match of some rule; None: any."""
+    operators: set[Any] = set()
     for one in rules:
-        if one.inside is None:
+        if one.operators is None:
             return None
-        found |= one.inside
-    return found
+        operators |= one.operators
+    return operators
 
 
 def _downstream(
-    nodes: Iterable[fx.Node], depth: int, inside: set[Any] | None
+    nodes: Iterable[fx.Node], depth: int, followed: set[Any] | None
 ) -> list[fx.Node]:
     """Return those of the nodes that are left, and what uses them within `depth` steps.
 
@@ -757,7 +780,7 @@ def _downstream(
     level = list(found)
     for _ in range(depth):
         users = (u for n in level for u in n.users if u not in found)
-        level = list(dict.fromkeys(u for u in users if inside is None or u.target in inside))
+        level = list(dict.fromkeys(u for u in users if followed is None or u.target in followed))
         found.update(dict.fromkeys(level))
     return list(found)
 

@@ -50,7 +50,7 @@ def _text(question: Any) -> str:
     return f"{left} {sign} {right}"
 
 
-def sizes_are_symbolic(value: Any) -> Any:
+def environment_at(value: Any) -> Any:
     """Return the environment of the symbolic sizes where a node's value has any; None without."""
     while isinstance(value, (list, tuple)) and value:
         value = value[0]
@@ -77,7 +77,9 @@ def names_of_sizes(node: Any) -> Mapping[str, str]:
 def undecided(env: Any, names: Mapping[str, str] | None = None) -> Iterator[None]:
     """Raise SizeAsked for a question that not all sizes answer alike; None: there are no symbols.
 
-    Nothing is written down in the environment meanwhile.
+    Nothing is written down in the environment meanwhile. PyTorch has no hook for this, so two
+    methods of its ShapeEnv are shadowed by attributes of this one object: `evaluate_expr`, which
+    answers by the example, and `guard_or_defer_runtime_assert`, by which `torch._check` asks.
     """
     if env is None or "evaluate_expr" in vars(env):
         yield
@@ -134,10 +136,10 @@ def operators_ask() -> Iterator[None]:
 
 Insert = Callable[..., fx.Node]
 
-_ARITHMETIC: dict[str, tuple[Any, int]] = {  # by the name of sympy's class, with a neutral element
-    "Add": (operator.add, 0), "Mul": (operator.mul, 1), "Max": (torch.sym_max, 0),
-    "Min": (torch.sym_min, 0), "FloorDiv": (operator.floordiv, 1), "Mod": (operator.mod, 1),
-    "CleanDiv": (operator.floordiv, 1), "PythonMod": (operator.mod, 1), "Pow": (operator.pow, 1),
+_ARITHMETIC: dict[str, Callable[..., Any]] = {  # by the name of sympy's class
+    "Add": operator.add, "Mul": operator.mul, "Max": torch.sym_max, "Min": torch.sym_min,
+    "FloorDiv": operator.floordiv, "CleanDiv": operator.floordiv, "Mod": operator.mod,
+    "PythonMod": operator.mod, "Pow": operator.pow,
 }  # fmt: skip
 
 
@@ -165,7 +167,7 @@ def node_of_size(
                 return asked
         if having:
             return insert(aten.sym_size.int, *having[0])
-        function, _ = _ARITHMETIC.get(type(wanted).__name__, (None, 0))
+        function = _ARITHMETIC.get(type(wanted).__name__)
         if function is None or not all(part.is_integer for part in wanted.args):
             raise SizeAsked(wanted, {})
         first, *others = map(node, wanted.args)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +13,12 @@ import torch.nn.functional as F
 
 from fxopt import conditions
 from fxopt.errors import FxoptError, OptionError
-from fxopt.pattern import each, named, near, optional, repeated
-from fxopt.rules import Rule, Value, new_constant, rule
+from fxopt.pattern import any_of, each, named, near, optional, repeated
+from fxopt.rules import Rule, RuleSet, Value, new_constant, rule
 from fxopt.testing import Example, check_rule
+from fxopt.testing import rules as asked
+from fxopt.testing.examples import other_ranks
+from fxopt.testing.forms import forms
 
 
 @rule(lambda x: F.relu(F.relu(x)))
@@ -183,6 +188,52 @@ def size(x: Value) -> Any:
     return x.mean(0) * 6 if x.is_floating else "integers have no mean"
 
 
+@wrong("with one axis more in front of x", lambda x: torch.softmax(x, 1).log(), (2, 4))
+def rank(x: Value) -> Any:
+    return torch.log_softmax(x, -1)
+
+
+@wrong("with one axis more behind x", lambda x: torch.softmax(x, -1).log(), (2, 4))
+def rank_from_the_front(x: Value) -> Any:
+    return torch.log_softmax(x, 1 if x.shape[-1] == 3 else -1)
+
+
+@wrong(r"without the first axis of x: at x: float64\[4, 5\] the rule raised IndexError: Dimension"
+       r".*\. Ask x.ndim first", lambda x: x.sum(-1).neg(), (3, 4, 5))  # fmt: skip
+def rank_that_is_too_low(x: Value) -> Any:
+    return x.neg().sum(2) if x.ndim < 4 else "there are many axes"
+
+
+@wrong("without the first axis of w: .* Ask w.ndim first", lambda x, w: F.linear(x, w).neg(),
+       (2, 4), (3, 4), w=conditions.constant)  # fmt: skip
+def rank_of_a_weight(x: Value, w: Value) -> Any:
+    if x.ndim == 2 and w.shape[1] == 0:
+        return "there is nothing to multiply"
+    return F.linear(x, new_constant(lambda w: -w, w)) if x.is_floating else "integers"
+
+
+@wrong("1 in the place of size 4: at .* raised ValueError: one. Ask x.shape first",
+       lambda x: x.sum(1).neg(), (3, 4))  # fmt: skip
+def size_that_is_not_asked(x: Value) -> Any:
+    if x.ndim == 2 and x.shape[1] == 1:
+        raise ValueError("one")
+    return x.neg().sum(1)
+
+
+@wrong("operands that broadcast: results differ|operands that broadcast: at",
+       lambda x, w: (x * w).neg(), (3, 4), (3, 4), w=conditions.constant)  # fmt: skip
+def broadcast_with_a_weight(x: Value, w: Value) -> Any:
+    if x.ndim != w.ndim or x.shape == w.shape or not x.is_floating:
+        return x.neg() * w
+    return x.neg() * w + w.neg() - w.neg() * 1.5
+
+
+@wrong("on ties: gradients of the inputs differ.*inexact_at={'kink'}",
+       lambda x: torch.amax(x, -1), (2, 4))  # fmt: skip
+def gradient_at_ties(x: Value) -> Any:
+    return torch.max(x, -1)[0]
+
+
 @wrong("with s=", lambda x, s: torch.pow(x, s) * 1.5, (3, 4), 2.0, s=conditions.number)
 def number(x: Value, s: float) -> Any:
     return x * x * 1.5 if x.is_floating else "a power of integers is a float"
@@ -313,8 +364,107 @@ def test_the_rules_of_a_set() -> None:
 
 
 def test_what_may_be_inexact_has_a_name() -> None:
-    with pytest.raises(OptionError, match="takes 'inf', 'large', 'nan', 'zero', not 'x'"):
+    with pytest.raises(OptionError, match="takes 'inf', 'kink', 'large', 'nan', 'zero', not 'x'"):
         check_rule(merge_relus, (3, 4), inexact_at={"x"})
+
+
+def test_gradients_at_ties_may_be_shared_out_in_other_ways() -> None:
+    @rule(lambda x: torch.amax(x, -1))
+    def replace_amax(x: Value) -> Any:
+        return torch.max(x, -1)[0]
+
+    report = check_rule(replace_amax, (2, 4), inexact_at={"kink"})
+    assert (report.fired, report.inexact_at) == (1, {"kink"})
+
+
+def test_a_form_may_hold_back_with_a_reason_that_is_listed() -> None:
+    @rule(lambda x, e: torch.log(optional(lambda y: y + e, F.softmax(x, 1))), e=conditions.number)
+    def fuse_log_softmax(x: Value, e: float | None) -> Any:
+        return "an epsilon is added" if e is not None else F.log_softmax(x, 1)
+
+    report = check_rule(fuse_log_softmax, (2, 4), 1e-3, reasons={"an epsilon is added"})
+    assert (report.fired, report.held_back) == (1, 1)
+    assert report.reasons == {"an epsilon is added"}
+    with pytest.raises(AssertionError, match="held back: an epsilon is added"):
+        check_rule(fuse_log_softmax, (2, 4), 1e-3)
+    with pytest.raises(AssertionError, match="no form of the pattern held back with .* 'never'"):
+        known = {"an epsilon is added", "never"}
+        check_rule(RuleSet(fuse_log_softmax), (2, 4), 1e-3, reasons=known)
+
+    @rule(lambda x, a: repeated(lambda y, a: y * a, torch.sin(x)).neg())
+    def one_product(x: Value, a: list[float]) -> Any:
+        return x.sin() * -math.prod(a) if a else None
+
+    report = check_rule(one_product, (3, 4), 1.5, reasons="gives no reason")
+    assert (report.fired, report.held_back) == (2, 1)
+
+
+def test_some_form_must_fire() -> None:
+    @rule(lambda x: any_of(torch.sin(x), torch.cos(x)).neg())
+    def never(x: Value) -> Any:
+        return "it is not worth it"
+
+    with pytest.raises(AssertionError, match="in each form of its pattern: it is not worth it"):
+        check_rule(never, (2, 4), reasons={"it is not worth it"})
+    with pytest.raises(AssertionError, match="has no rules, so that nothing is proven"):
+        check_rule(RuleSet(name="empty"), (2, 4))
+
+
+def test_examples_do_not_replace_the_shapes() -> None:
+    @rule(lambda x: torch.log(F.softmax(x, 1)))
+    def add_one(x: Value) -> Any:
+        return F.log_softmax(x, 1) + 1 if x.ndim != 3 else "of rank 3"
+
+    held = Example(lambda x: F.softmax(x, 1).log(), (2, 3, 4), reason="of rank 3")
+    assert check_rule(add_one, examples=[held]).held_back == 1
+    with pytest.raises(AssertionError, match="results differ"):
+        check_rule(add_one, (2, 4), examples=[held])
+    with pytest.raises(OptionError, match="`weights` are those of `function`"):
+        check_rule(add_one, (2, 4), weights={"w": (3,)})
+
+
+def test_other_shapes_keep_what_an_example_says() -> None:
+    example = Example(
+        lambda input, v: input + v, (2, 4), weights={"v": (4,)}, positive={"v"}, reason="no"
+    )
+    for _, _, other in other_ranks(example):
+        assert (other.reason, other.positive) == ("no", {"v"})
+    words = {words: str(other.inputs[0]) for words, _, other in other_ranks(example)}
+    assert words["with one axis more in front of input, v"] == "(3, 2, 4)"
+    assert words["with one axis more behind input"] == "(2, 4, 3)"
+    assert words["without the first axis of v"] == "(2, 4)"
+    (form, *_) = forms(merge_relus, {"x": (2, 4)})
+    assert form.first and form.with_shapes(lambda _, shape: shape).first
+
+
+def test_only_those_weights_are_positive_that_are_said_to_be() -> None:
+    def drawn(**options: Any) -> torch.Tensor:
+        example = Example(torch.add, (8,), weights={"my_var": (8,)}, **options)
+        return example.model().state_dict()["my_var"]
+
+    assert drawn().min() < 0 < drawn(positive="my_var").min()
+    with pytest.raises(OptionError, match=r"positive=\['x'\] names no weights; there are my_var"):
+        drawn(positive={"x"})
+
+
+def test_a_capture_that_fails_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    capture = asked.capture
+
+    def fails_on_integers(model: Any, inputs: Any, **options: Any) -> Any:
+        if not inputs[0].is_floating_point():
+            raise RuntimeError("this capture fails")
+        return capture(model, inputs, **options)
+
+    monkeypatch.setattr(asked, "capture", fails_on_integers)
+    with pytest.raises(RuntimeError, match="this capture fails"):
+        check_rule(merge_relus, (2, 4))
+
+
+def test_python_without_asserts_checks_as_much() -> None:
+    """`python -O` leaves out every `assert`."""
+    for path in Path(asked.__file__).parent.glob("*.py"):
+        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        assert not [n.lineno for n in nodes if isinstance(n, ast.Assert)], path
 
 
 def test_a_difference_too_small_to_see_is_refused() -> None:
@@ -377,5 +527,7 @@ def test_weights_are_parameters_of_the_model() -> None:
 def test_what_a_pattern_needs_is_asked_for() -> None:
     with pytest.raises(FxoptError, match="give 'w' a shape"):
         check_rule(scale_weight, (2, 4))
+    with pytest.raises(OptionError, match="give 'f' an operator, or give function="):
+        check_rule(rule(lambda x, f: f(f(x)))(lambda x, f: f(x)), (2, 4))
     with pytest.raises(FxoptError, match="has the symbols x, w, s"):
         check_rule(scale_weight, (2, 4), (3, 4), 2.0, 3.0)

@@ -7,6 +7,7 @@ import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -91,7 +92,27 @@ def test_the_files_are_in_house_style(written: list[Path], root: Path) -> None:
 @pytest.mark.slow
 def test_the_files_have_types(tool: ModuleType, root: Path) -> None:
     rules, nodes = tool.new_pass("fuse_x", root)[0], tool.new_pass("fuse_y", root, nodes=True)[0]
+    text = rules.read_text().replace("x.relu()", "torch.nn.functional.linear(x, x)")
+    rules.write_text(text)  # what torch annotates takes what stands for a tensor, too
     run_tool("mypy", str(rules), str(nodes), folder=ROOT)
+
+
+def test_it_says_what_comes_next(
+    tool: ModuleType, root: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(tool, "ROOT", root)
+    monkeypatch.setattr(tool, "new_pass", partial(tool.new_pass, root=root))
+    monkeypatch.setattr(sys, "argv", ["new_pass.py", "move_x"])
+    tool.main()
+    said = capsys.readouterr().out
+    assert "wrote passes/move_x.py" in said
+    assert "passes/__init__.py; python tools/cookbook.py" in said
+
+
+def test_every_pass_of_the_library_begins_with_a_verb_that_it_knows(tool: ModuleType) -> None:
+    for path in (ROOT / "passes").glob("[a-z]*.py"):
+        assert path.stem.split("_")[0] in tool.VERBS
 
 
 def run_tool(name: str, *arguments: str, folder: Path) -> None:

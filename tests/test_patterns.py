@@ -26,10 +26,10 @@ from fxopt.pattern import (
     near,
     optional,
     pattern_text,
-    record,
     repeated,
     symbols,
 )
+from fxopt.recording import record
 from fxopt.rules import Match, Rule, RuleSet, Value, apply_rules, new_constant, rule
 from fxopt.testing import op_counts, relative_error
 
@@ -256,7 +256,7 @@ def steps(pattern: Any, function: Callable[..., Any]) -> tuple[int, int]:
         roots = pattern.patterns if isinstance(pattern, Outputs) else (pattern,)
         with contextlib.suppress(matching._TooLong):
             list(search.outputs(roots[1:], (node,), roots[0]))
-    return len(graph.graph.nodes), max(search.steps.used for search in made)
+    return len(graph.graph.nodes), max(search.steps for search in made)
 
 
 def fibonacci(x: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,8 @@ from fxopt.errors import FxoptError, OptionError, RuleError
 from fxopt.explain import explain
 from fxopt.graph_module import GraphModule
 from fxopt.matching import find as match
-from fxopt.pattern import record, root_targets
+from fxopt.pattern import root_targets
+from fxopt.recording import record
 from fxopt.rewrite import fuel
 from fxopt.rules import Rule, Value, apply_rules, rule
 from fxopt.testing import op_counts, relative_error

@@ -212,9 +212,9 @@ parameters are randomized. *nodes*: operator calls captured → optimized. *bn*:
 beside `torch.onnx.export(dynamo=True)` of the same model in the same run.
 
 Batch norms that are left have no layer beside them to take them in: they follow a concatenation
-(densenet, dpn), an activation (convmixer, xcit), a sum (xception, resnetv2) or a pool (halonet); what
-follows is an activation, or a convolution that pads with zeros, which have no shift. Each report
-names the near-misses.
+(densenet, dpn), an activation (convmixer, xcit), a sum (xception, resnetv2) or a pool (halonet);
+what follows is an activation, or a convolution that pads with zeros, which have no shift. Each
+report names the near-misses.
 """
 COLUMNS = (
     "network", "nodes", "bn", "error eager", "passes / capture", "onnx nodes", "error onnx",

@@ -78,8 +78,8 @@ class Example:
 
     def _weights(self, dtype: torch.dtype, seed: int, kind: str) -> dict[str, torch.Tensor]:
         weights = {}
-        for name, value in self.weights.items():
-            drawn = _drawn(value, dtype, seed, kind)
+        for index, (name, value) in enumerate(self.weights.items()):
+            drawn = _drawn(value, dtype, seed + 1000 + index, kind)  # no two are alike
             drawn = drawn.abs() + 0.5 if name in self.positive and is_drawn(value) else drawn
             trained = drawn.is_floating_point() and not _is_buffer(value)
             weights[name] = torch.nn.Parameter(drawn) if trained else drawn

@@ -91,7 +91,7 @@ def check_rule(
     patterns. Of a `RuleSet` each rule is checked so. With `function`, that is run instead, on
     `inputs` and `weights`. `examples` are asked as well.
 
-    The points are those that the methods of `_Check` are numbered by.
+    The methods of `_Check` say which of these points they ask.
 
     1. The rule fires, or, in an example with a reason, holds back with that reason. A form of the
        pattern may hold back with one of `reasons`, as long as some form fires.
@@ -168,8 +168,9 @@ def _checked(
         for form in forms(rule, values_by_symbol(rule, inputs, named)):
             asked.ask(form)
         if asked.report.reasons:
-            words = f"held back in each form of its pattern: {', '.join(asked.report.reasons)}"
-            expect(asked.fired_forms > 0, f"{rule.name} {words}")
+            said = ", ".join(sorted(asked.report.reasons))
+            words = f"{rule.name} held back in each form of its pattern: {said}"
+            expect(asked.fired_forms > 0, words)
     return asked.report
 
 
