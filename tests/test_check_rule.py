@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from fxopt import conditions
+from fxopt.conditions import constant
 from fxopt.errors import FxoptError, OptionError
 from fxopt.pattern import any_of, each, named, near, optional, repeated
 from fxopt.rules import Rule, RuleSet, Value, new_constant, rule
@@ -292,6 +293,26 @@ def tolerance(x: Value) -> Any:
     return torch.sin(x) + torch.sin(x)
 
 
+@wrong("with low=1.0 and high=-1.0", lambda x, low, high: x.clamp(max=high).clamp(min=low),
+       (2, 3), -1.0, 1.0)  # fmt: skip
+def numbers_past_each_other(x: Value, low: float, high: float) -> Any:
+    return x.clamp(low, high)
+
+
+@wrong("all sizes alike", lambda x, dims, more: x.permute(dims).permute(more),
+       (2, 3, 4), [0, 2, 1], [0, 2, 1])  # fmt: skip
+def permutes_in_the_wrong_order(x: Value, dims: list[int], more: list[int]) -> Any:
+    return x.permute([more[dim] for dim in dims])
+
+
+@wrong("the result is", lambda x, w, v: (F.linear(x, w), F.linear(x, v)),
+       (2, 4), (3, 4), (3, 4), w=constant, v=constant)  # fmt: skip
+def weights_exchanged(x: Value, w: Value, v: Value) -> Any:
+    both = F.linear(x, new_constant(lambda w, v: torch.cat([v, w]), w, v))
+    parts = both.split_with_sizes([w.shape[0], v.shape[0]], -1)
+    return parts[0], parts[1]
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_rule_is_caught(name: str) -> None:
     wrong_rule, inputs, says = WRONG[name]
@@ -340,6 +361,14 @@ def test_lists_and_numbers() -> None:
 
     assert check_rule(merge_first, (2, 3), [(2, 4), (2, 5)]).fired == 1
     assert check_rule(merge_first, (2, 3), (2, 4)).fired == 2  # one more item, or two
+
+
+def test_a_number_in_a_comparison() -> None:
+    @rule(lambda x, s: x.masked_fill(x > s, s))
+    def fuse_bound(x: Value, s: float) -> Any:
+        return torch.where(x > s, s, x)
+
+    assert check_rule(fuse_bound, (2, 3), 0.5).fired == 1
 
 
 def test_a_named_value_that_another_output_uses() -> None:

@@ -211,6 +211,14 @@ def other_shapes(example: Example) -> Iterator[tuple[str, Example]]:
     first = next((shape[0] for shape in shapes if shape), 0)
     if first:
         yield f"with 0 in the place of size {first}", _resized(example, {first: 0})
+    yield from alike(example)
+
+
+def alike(example: Example) -> Iterator[tuple[str, Example]]:
+    """Yield the example with all sizes alike: what mixes up two axes has the right shape there."""
+    sizes = [size for size in _sizes(example) if size > 1]
+    if len(sizes) > 1:
+        yield "with all sizes alike", _resized(example, dict.fromkeys(sizes, max(sizes)))
 
 
 def other_ranks(example: Example) -> Iterator[tuple[str, list[str], Example]]:

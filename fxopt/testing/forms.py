@@ -32,6 +32,7 @@ from fxopt.pattern import (
     everything_in,
     operator_text,
     pattern_text,
+    siblings_of,
 )
 from fxopt.rules import Rule
 from fxopt.spelling import ANY
@@ -188,11 +189,19 @@ def _form(choice: _Choice) -> Form:
 
 
 def _other_numbers(first: _Choice) -> Iterator[Form]:
-    """Yield forms in which one number, or list of numbers, is another."""
+    """Yield forms in which one number, or list of numbers, is another, or two are exchanged."""
     for name, value in first.values.items():
         for other in _instead_of(value):
             form = _form(replace(first, values={**first.values, name: other}))
             form.must_fire, form.words = False, f"with {name}={other!r}"
+            yield form
+    numbers = [name for name, value in first.values.items() if type(value) in (int, float)]
+    for one, other in itertools.combinations(numbers, 2):
+        pair = {one: first.values[other], other: first.values[one]}
+        if pair[one] != pair[other]:
+            form = _form(replace(first, values={**first.values, **pair}))
+            words = " and ".join(f"{name}={value!r}" for name, value in pair.items())
+            form.must_fire, form.words = False, f"with {words}"
             yield form
 
 
@@ -413,7 +422,10 @@ class _Run:
             key: self._open(pattern, key, arguments[key]) if arg is ANY else self.value(arg)
             for key, arg in pattern.kwargs.items()
         }
-        return pattern.target(*args, **named)
+        number = any(isinstance(arg, (int, float)) for arg in args)
+        chooses = number and siblings_of(pattern)  # x > s has another overload for a number s
+        target = pattern.target.overloadpacket if chooses else pattern.target
+        return target(*args, **named)
 
     def _open(self, pattern: CallPattern, place: Any, argument: Any) -> Any:
         """Return what stands where the pattern leaves an argument open."""

@@ -25,6 +25,7 @@ from fxopt.testing.checks import expect, input_gradients
 from fxopt.testing.examples import (
     KINDS,
     Example,
+    alike,
     broadcasts,
     given_shape,
     is_drawn,
@@ -212,6 +213,8 @@ class _Check:
         form = example if isinstance(example, Form) else None
         if form is not None and not form.must_fire:
             self._expect_right_if_it_fires(form.words or "in a shorter form", form)
+            for words, cube in alike(form):
+                self._expect_right_if_it_fires(words, cube)
         elif example.reason is not None:
             self._expect_held_back(example)
             self.report.held_back += 1
