@@ -274,9 +274,8 @@ class _Search:
             if same_value(state.bound[name], value):
                 yield state
             else:
-                self.attempt.fail(
-                    state.nodes, lambda: f"'{name}' would stand for two different values"
-                )
+                both = state.bound[name], value
+                self.attempt.fail(state.nodes, lambda: _two_values(name, *both))
             return
         condition = self.conditions.get(base_name(name))
         answer = True if condition is None else _answer(condition, value)
@@ -529,6 +528,11 @@ def _is(value: Any) -> str:
     if value.op == "call_function":
         return f"found {value.name} ({operator_text(value.target)})"
     return f"found {value.name} ({'an input' if value.op == 'placeholder' else 'a constant'})"
+
+
+def _two_values(name: str, one: Any, other: Any) -> str:
+    shown = " and ".join(str(getattr(value, "name", value)) for value in (one, other))
+    return f"'{name}' would stand for two different values, {shown}"
 
 
 def _refusal(name: str, value: Any, condition: Any, answer: Any) -> str:
