@@ -79,7 +79,8 @@ def write(expression: sympy.Expr | int) -> str:
     plain = sympy.sympify(expression).replace(functions.Identity, lambda inner: inner)
     text = str(_Printer().doprint(plain))
     symbols = {str(symbol): symbol for symbol in plain.free_symbols}
-    if _Printer().doprint(parse(text, symbols)) != text:
+    read = parse(text, symbols)  # sympy may multiply out what it reads
+    if _Printer().doprint(read) != text and sympy.expand(read - plain) != 0:
         raise ArtefactError(
             f"The symbolic size {text} cannot be saved. Compile again with that dimension fixed."
         )

@@ -37,6 +37,11 @@ def test_functions_that_print_as_others_keep_their_value() -> None:
     assert parse(write(F.Identity(n) * 2 + 1), SYMBOLS) == 2 * n + 1
 
 
+def test_what_sympy_multiplies_out_keeps_its_value() -> None:
+    size = sympy.Mul(-1, n + 1, F.FloorDiv(n, 2), evaluate=False)
+    assert sympy.expand(parse(write(size), SYMBOLS) - size) == 0
+
+
 leaves = st.one_of(st.integers(-9, 99).map(sympy.Integer), st.sampled_from([n, m]))
 sizes = st.recursive(
     leaves,
