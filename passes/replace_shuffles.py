@@ -69,7 +69,12 @@ class _Shuffle:
 
     calls: list[fx.Node]  # from the first to the last
     first: range  # the dimensions of the first call's argument that the rows are counted over
-    last: range  # the same of the last call's result
+    ranges: list[range]  # the same of each call's result: beside sizes of 1 there is a choice
+
+    @property
+    def last(self) -> range:
+        """The dimensions of the last call's result that the rows are counted over."""
+        return self.ranges[-1]
 
     @property
     def source(self) -> Any:
@@ -94,9 +99,8 @@ class _Shuffle:
 
     def order(self) -> torch.Tensor:
         """Return which row of the source stands where: what the calls make of 0, 1, 2, …"""
-        dims = self.first
         rows = torch.arange(self.rows).reshape(self.sizes)
-        for call in self.calls:
+        for call, dims in zip(self.calls, self.ranges, strict=True):
             if call.target is _ROLL:
                 rows = rows.roll(call.args[1], [d - dims.start for d in call.args[2]])  # type: ignore
             elif call.target is _CHANNELS:
@@ -104,7 +108,6 @@ class _Shuffle:
             elif call.target is _PERMUTE:
                 rows = rows.permute([call.args[1][d] - dims.start for d in dims])  # type: ignore
             else:
-                dims = _same_range(shape_of(call.args[0]), dims, shape_of(call)) or dims
                 rows = rows.reshape([shape_of(call)[d] for d in dims])
         return rows.reshape(-1)
 
@@ -114,19 +117,19 @@ def _shuffle_around(node: fx.Node) -> _Shuffle | None:
     touched = _touched(node)
     if not touched:
         return None
-    first = last = range(min(touched), max(touched) + 1)
-    calls = [node]
+    first = range(min(touched), max(touched) + 1)
+    calls, ranges = [node], [first]
     while (above := _only_user_above(calls[0])) is not None:
         dims = _through(above, first, above, above.args[0])
         if dims is None:
             break
-        calls, first = [above, *calls], dims
+        calls, ranges, first = [above, *calls], [first, *ranges], dims
     while (below := _only_user(calls[-1])) is not None:
-        dims = _through(below, last, below.args[0], below)
+        dims = _through(below, ranges[-1], below.args[0], below)
         if dims is None:
             break
-        calls, last = [*calls, below], dims
-    return _Shuffle(calls, first, last)
+        calls, ranges = [*calls, below], [*ranges, dims]
+    return _Shuffle(calls, first, ranges)
 
 
 def _touched(node: fx.Node) -> list[int]:

@@ -133,3 +133,11 @@ def test_symbolic_sizes() -> None:
     assert torch.equal(graph(x)[0], model(x)[0])
     model = Shuffled(lambda x: x.roll((1, 2), (1, 2)))
     check_pass(ReplaceShuffles(), model, X, rewrites=0, dynamic_shapes={"x": {1: "h"}})
+
+
+def test_rows_beside_sizes_of_one() -> None:
+    """Which dimensions hold the rows is open there: (7, 1) and (7,) are the same rows."""
+    merged = lambda x: x.reshape(7, 6).reshape(7, 1, 6).permute(1, 0, 2).relu()  # noqa: E731
+    check_pass(ReplaceShuffles(), Shuffled(merged), torch.randn(7, 1, 2, 3))
+    check_pass(ReplaceShuffles(), Shuffled(lambda x: merged(x).roll((2, 1), (1, 0))),
+               torch.randn(7, 1, 2, 3))  # fmt: skip
