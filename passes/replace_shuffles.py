@@ -190,6 +190,8 @@ def _replace_shuffle(rewriter: Rewriter, node: fx.Node) -> None:
             rewriter.miss(node, reason)
         return
     source, dim, order = shuffle.source, shuffle.first.start, shuffle.order()
+    if torch.equal(order, torch.arange(len(order))):
+        return  # only sizes of 1 move, which a reshape does
     origin = shuffle.calls
     if not same_shape(shuffle.flat, shape_of(source)):
         flat = _spelled(shuffle.flat)

@@ -137,7 +137,8 @@ def test_symbolic_sizes() -> None:
 
 def test_rows_beside_sizes_of_one() -> None:
     """Which dimensions hold the rows is open there: (7, 1) and (7,) are the same rows."""
-    merged = lambda x: x.reshape(7, 6).reshape(7, 1, 6).permute(1, 0, 2).relu()  # noqa: E731
-    check_pass(ReplaceShuffles(), Shuffled(merged), torch.randn(7, 1, 2, 3))
-    check_pass(ReplaceShuffles(), Shuffled(lambda x: merged(x).roll((2, 1), (1, 0))),
-               torch.randn(7, 1, 2, 3))  # fmt: skip
+    x = torch.randn(7, 1, 4, 8)
+    merged = lambda x: x.reshape(7, 32).reshape(7, 1, 32).permute(1, 0, 2)  # noqa: E731
+    check_pass(ReplaceShuffles(), Shuffled(merged), x, rewrites=0)
+    rolled = lambda x: merged(x).roll((1, 2), (0, 1))  # noqa: E731
+    check_pass(ReplaceShuffles(), Shuffled(rolled), x, after={"index_select": 1, "roll": 0})
