@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import keyword
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -255,20 +255,16 @@ class GraphModule(fx.GraphModule):
         value = self.constant(name) if self._is_fixed(name) else None
         return value if isinstance(value, torch.Tensor) else None
 
-    def drop_constant(self, name: str) -> bool:
-        """Delete a constant with the record of how, if it was computed last and no node reads it.
-
-        Returns whether it is gone.
-        """
-        recipes = self.info.recipes
-        is_last = bool(recipes) and recipes[-1].name == name
-        if not is_last or self._graph.find_nodes(op="get_attr", target=name):
-            return False
-        recipes.pop()
-        self._derived.pop(name, None)
-        self._recipes_seen = min(self._recipes_seen, len(recipes))
-        self.delete_constant(name)
-        return True
+    def forget_recipes(self, names: Collection[str]) -> None:
+        """Forget how constants were computed, unless others were computed from them."""
+        kept: list[Recipe] = []
+        needed: set[str] = set()
+        for recipe in reversed(self.info.recipes):
+            if recipe.name not in names or recipe.name in needed:
+                kept.append(recipe)
+                needed.update(recipe.sources)
+        self.info.recipes[:] = reversed(kept)
+        self._derived, self._recipes_seen = {}, 0
 
     def _is_fixed(self, name: str) -> bool:
         return self._derived.get(name, name not in self.info.state)

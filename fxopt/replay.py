@@ -68,8 +68,8 @@ def remember_reads(
 ) -> None:
     """Note that a rewrite of a rule is right for these constants only as they are now."""
     for name, (tensor, _) in names.items():
-        if graph.fixed_tensor(name) is None:
-            graph.info.looked_at.setdefault(name, (rule, _digest(tensor)))
+        if name not in graph.info.looked_at and graph.fixed_tensor(name) is None:
+            graph.info.looked_at[name] = (rule, _digest(tensor))
 
 
 def _digest(tensor: torch.Tensor) -> str:

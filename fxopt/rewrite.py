@@ -75,6 +75,7 @@ class Rewriter:
         self._erased: dict[str, None] = {}
         self._changed: dict[str, None] = {}
         self._unreachable: set[str] = set()
+        self._in_vain: set[str] = set()  # constants that no rewrite used
         self._uncommitted: list[fx.Node] = []
         self._moved: list[tuple[fx.Node, fx.Node]] = []  # with what stood before them
         self._fuel = _fuel.get()
@@ -221,6 +222,8 @@ class Rewriter:
         live = {str(node.target) for node in self.graph.graph.find_nodes(op="get_attr")}
         for name in self._unreachable - live:
             self.graph.delete_constant(name)
+        if self._in_vain - live:
+            self.graph.forget_recipes(self._in_vain - live)
         self.graph.recompile()
         created = {node.name: names for node, names in self._created.items()}
         return PassResult(
@@ -348,10 +351,10 @@ class Rewriter:
         self.graph.graph.erase_node(node)
 
     def _drop(self, node: fx.Node) -> None:
-        """Erase a node that was inserted for nothing; a constant goes with its recipe."""
+        """Erase a node that was inserted for nothing; `result` forgets how a constant was made."""
         self._erase(node)
-        if node.op == "get_attr" and self.graph.drop_constant(str(node.target)):
-            self._unreachable.discard(str(node.target))
+        if node.op == "get_attr":
+            self._in_vain.add(str(node.target))
 
 
 def _redirect(old: fx.Node, new: fx.Node, built: set[fx.Node]) -> None:

@@ -148,8 +148,9 @@ def test_a_constant_that_is_made_in_vain_goes_with_its_record(graph: GraphModule
     fixed = rewriter.constant(lambda: torch.ones(4), [], name="ones", before=linear)
     assert graph.fixed_tensor(str(fixed.target)) is not None
     rewriter.discard()
+    rewriter.result()
     assert not graph.info.recipes and "ones" not in graph.constants()
-    scaled = rewriter.constant(lambda w: w * 2, [weight], name="ones", before=linear)
+    scaled = Rewriter(graph).constant(lambda w: w * 2, [weight], name="ones", before=linear)
     assert graph.fixed_tensor(str(scaled.target)) is None  # new weights reach it
 
 
@@ -157,7 +158,27 @@ def test_a_constant_that_another_node_reads_stays(graph: GraphModule) -> None:
     rewriter = Rewriter(graph)
     linear, relu = graph.find(aten.linear.default)[0], graph.find(aten.relu.default)[0]
     ones = rewriter.constant(lambda: torch.ones(4), [], name="ones", before=linear)
-    total = rewriter.insert(aten.add.Tensor, relu, ones, before=relu.next)
+    with graph.graph.inserting_before(linear):
+        again = graph.graph.create_node("get_attr", ones.target)
+    again.meta.update(ones.meta)
+    rewriter.discard()
+    total = rewriter.insert(aten.add.Tensor, relu, again, before=relu.next)
     assert rewriter.replace(relu, total)
-    again = graph.graph.create_node("get_attr", ones.target)
-    assert not graph.drop_constant(str(ones.target)) and again.target in graph.constants()
+    rewriter.result()
+    assert again.target in graph.constants() and len(graph.info.recipes) == 1
+
+
+def test_how_a_constant_was_made_is_kept_for_those_made_of_it(graph: GraphModule) -> None:
+    rewriter = Rewriter(graph)
+    linear = graph.find(aten.linear.default)[0]
+    x, weight, bias = linear.args
+    assert isinstance(weight, torch.fx.Node)
+    half = rewriter.constant(lambda w: w / 2, [weight], name="half", before=linear)
+    whole = rewriter.constant(lambda h: h * 2, [half], name="whole", before=linear)
+    names = [str(half.target), str(whole.target)]
+    new = rewriter.insert(aten.linear.default, x, whole, bias, before=linear)
+    rewriter.prune([new])
+    assert half._erased and rewriter.replace(linear, new)
+    rewriter.result()
+    assert [recipe.name for recipe in graph.info.recipes] == names
+    assert names[0] not in graph.constants() and names[1] in graph.constants()
