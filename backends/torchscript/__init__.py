@@ -26,6 +26,7 @@ from fxopt.contract import Pass
 from fxopt.errors import ArtefactError
 from fxopt.files import write_atomic
 from fxopt.graph_module import GraphModule
+from fxopt.passes.expand_attention import ExpandAttention
 
 _MANIFEST = "fxopt.json"
 _LEGACY = "TorchScript is legacy: PyTorch deprecates it. Prefer 'eager' or 'onnx' for new work."
@@ -81,7 +82,8 @@ class TorchScript:
 
     name: ClassVar[str] = "torchscript"
     suffix: ClassVar[str] = ".pt"
-    legalize: ClassVar[tuple[Pass, ...]] = ()
+    # attention that PyTorch has no fused kernel for is slower as one operator than as products
+    legalize: ClassVar[tuple[Pass, ...]] = (ExpandAttention(keep_fast=True),)
 
     freeze: bool = True  # make the weights constants of the code, and fold what follows from them
     optimize_for_inference: bool = False  # also for this processor; never saved

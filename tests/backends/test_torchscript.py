@@ -277,3 +277,12 @@ def test_files_that_fxopt_did_not_write_are_refused(path: Path) -> None:
         archive.writestr("archive/constants.pkl", "")
     with pytest.raises(ArtefactError, match="not a TorchScript archive"):
         fxopt.load(path)
+
+
+@pytest.mark.parametrize(("shape", "fast"), [((2, 4, 16, 8), True), ((4, 16, 8), False)])
+def test_attention_is_one_call_where_there_is_a_kernel(shape: tuple[int, ...], fast: bool) -> None:
+    inputs = tuple(torch.randn(shape) for _ in range(3))
+    model = Function(lambda q, k, v: (q @ k.transpose(-1, -2) * 0.3).softmax(-1) @ v)
+    compiled = fxopt.compile(model, inputs, backend="torchscript")
+    assert ("scaled_dot_product_attention" in compiled.executable.code) == fast
+    assert torch.allclose(compiled(*inputs), model(*inputs), atol=1e-6)
