@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from fxopt.graph_module import GraphModule
@@ -58,7 +58,8 @@ class PassResult:
     """What one run of a pass did, as its Rewriter recorded it.
 
     `created` and `erased` are node names, `changed` are nodes whose arguments were replaced in
-    place, `origins` maps a created node to the nodes it stands for.
+    place, `origins` maps a created node to the nodes it stands for. `details` is what else the pass
+    has to say; printed in the report, it is text.
     """
 
     rewrites: int = 0
@@ -68,6 +69,7 @@ class PassResult:
     changed: tuple[str, ...] = ()
     origins: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     rules: Mapping[str, RuleCount] = field(default_factory=dict)
+    details: Any = None
 
     @property
     def modified(self) -> bool:
@@ -87,6 +89,7 @@ class PassResult:
             self.changed + other.changed,
             {**self.origins, **other.origins},
             counts,
+            other.details if self.details is None else self.details,
         )
 
 

@@ -229,6 +229,7 @@ def _step(one: Pass, before: Any, after: Any, seconds: float, result: PassResult
         changed=result.changed,
         origins=result.origins,
         rules=result.rules,
+        details=result.details,
     )
 
 

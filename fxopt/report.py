@@ -156,7 +156,8 @@ class Report:
 
     def _lines(self) -> list[str]:
         story = self.story
-        lines = [
+        lines = [str(step.details) for step in story.steps if step.details is not None]
+        lines += [
             f"verified: {v.what}: max |Δ| / max |reference| = {v.error:.2g} "
             f"(bound {v.bound:.2g}, {v.seconds:.2f} s){'' if v.passed else '  FAILED'}"
             for v in story.verifications
@@ -201,4 +202,5 @@ def _step_json(step: Step) -> dict[str, Any]:
         "created": list(step.created),
         "erased": list(step.erased),
         "rules": {name: vars(count) for name, count in step.rules.items()},
+        "details": None if step.details is None else str(step.details),
     }

@@ -23,6 +23,7 @@ from fxopt.graph_module import GraphModule, Recipe
 from fxopt.normalize import canonical, node_name
 from fxopt.shapes import describe, fake_of, infer, same_shape
 
+Mend = Callable[[fx.Node], fx.Node | tuple[Any, ...] | None]
 _PATIENCE = 100  # how often more than ten times per node a rewrite is refused
 
 
@@ -204,6 +205,44 @@ class Rewriter:
         for used in inputs:
             self._erase_cone(used)
         return True
+
+    def resize(self, mend: Mend) -> bool:
+        """Change sizes throughout the graph: one rewrite. What the graph returns keeps its shape.
+
+        `mend(node)` is asked of every node, in order, when all before it have their new sizes. It
+        returns other positional arguments, another node that takes its place, or None where the
+        node is right as it is. Raises ValueError where an output would change its shape or dtype;
+        then, and when `mend` raises, the graph is no longer legal: resize a copy.
+        """
+        if self._fuel is not None and self._fuel.is_out:
+            self._refuse(self._fuel)
+            return False
+        returned = [(node, node.meta["val"]) for node in self.graph.output_node.all_input_nodes]
+        places = {node: node for node, _ in returned}
+        stale: set[fx.Node] = set()
+        for node in list(self.graph.graph.nodes):
+            mended = mend(node)
+            if isinstance(mended, fx.Node):
+                stale.update(node.users)
+                _redirect(node, mended, set())
+                places[node] = mended
+                self._erase_cone(node)
+            elif mended is not None or node in stale and node.op == "call_function":
+                self._resize_one(node, node.args if mended is None else mended, stale)
+        for node, value in returned:
+            if not _same_value(value, places[node].meta["val"]):
+                raise ValueError(f"{node.name}, which the graph returns, would change its shape")
+        self._uncommitted = [node for node in self._uncommitted if not node._erased]
+        return self._spend()
+
+    def _resize_one(self, node: fx.Node, args: tuple[Any, ...], stale: set[fx.Node]) -> None:
+        """Give a node its arguments and its new value; its users follow if that is another."""
+        value = infer(node.target, args, node.kwargs, self.graph.info.fake_mode)
+        if not _same_value(node.meta["val"], value):
+            stale.update(node.users)
+        node.args, node.meta["val"] = args, value
+        if node not in self._created:
+            self._changed[node.name] = None
 
     def erase(self, node: fx.Node) -> bool:
         """Erase a node that nobody uses, and what only it used, unless it has an effect."""

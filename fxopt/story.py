@@ -24,6 +24,14 @@ class NodeRecord:
         self.args, self.kwargs = node.args, node.kwargs
         self.meta: Mapping[str, Any] = dict(node.meta)
 
+    def is_of(self, node: fx.Node) -> bool:
+        """Whether the node still is what was recorded."""
+        return (
+            self.args is node.args
+            and self.kwargs is node.kwargs
+            and self.meta.get("val") is node.meta.get("val")
+        )
+
     @property
     def all_input_nodes(self) -> list[str]:
         """The names of the nodes among the arguments."""
@@ -90,7 +98,7 @@ class Recorder:
         known: dict[fx.Node, NodeRecord] = {}
         for node in graph.graph.nodes:
             record = self._known.get(node)
-            if record is None or record.args is not node.args or record.kwargs is not node.kwargs:
+            if record is None or not record.is_of(node):
                 record = NodeRecord(node)
             known[node] = record
         self._known = known
@@ -124,6 +132,7 @@ class Step:
     changed: tuple[str, ...] = ()
     origins: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     rules: Mapping[str, RuleCount] = field(default_factory=dict)
+    details: Any = None  # what else the pass had to say; text when printed
     skipped: str | None = None  # why the pass was rolled back
 
     def __repr__(self) -> str:

@@ -1,0 +1,1 @@
+"""Channels by identity: which indices of which tensors must go together."""
