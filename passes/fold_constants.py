@@ -17,13 +17,13 @@ the largest part of it that is small enough is stored; a result that is not a de
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import fx
 
+from fxopt.constants import fold
 from fxopt.contract import Effect, PassResult, Precondition
 from fxopt.effects import is_pure
 from fxopt.graph_module import GraphModule
@@ -52,7 +52,7 @@ class FoldConstants:
         for node in self._needed(rewriter, graph, sources):
             if rewriter.out_of_fuel:
                 break
-            _fold(rewriter, graph, node)
+            fold(rewriter, node)
         return rewriter.result()
 
     def _needed(
@@ -114,56 +114,3 @@ def _is_constant(graph: GraphModule, node: fx.Node) -> bool:
 
 def _bytes(tensor: Any) -> int:
     return int(tensor.numel() * tensor.element_size())
-
-
-def _fold(rewriter: Rewriter, graph: GraphModule, node: fx.Node) -> None:
-    """Compute one call from the constants beneath it, and replace it by its value."""
-    cone = _cone(node)
-    constants = [used for used in cone if used.op == "get_attr"]
-    calls = [used for used in cone if used.op == "call_function"]
-    value = rewriter.constant(
-        _program(calls, constants),
-        constants,
-        name=_name(node, constants),
-        before=node,
-        origin=[node, *calls[:-1]],
-    )
-    rewriter.replace(node, value)
-
-
-def _cone(node: fx.Node) -> list[fx.Node]:
-    """Return everything that `node` depends on, and itself, in an order that can be computed."""
-    done: dict[fx.Node, None] = {}
-    pending = [node]
-    while pending:
-        top = pending[-1]
-        missing = [used for used in top.all_input_nodes if used not in done]
-        if missing:
-            pending.extend(missing)
-        else:
-            done[pending.pop()] = None
-    return list(done)
-
-
-def _program(calls: Sequence[fx.Node], constants: Sequence[fx.Node]) -> Callable[..., torch.Tensor]:
-    """Return a function from the values of `constants` to the value of the last call."""
-    steps = [(call, call.target, call.args, call.kwargs) for call in calls]
-    names = list(constants)
-
-    def compute(*values: torch.Tensor) -> torch.Tensor:
-        known: dict[fx.Node, Any] = dict(zip(names, values, strict=True))
-        result: Any = None
-        for call, target, args, kwargs in steps:
-            result = known[call] = target(  # type: ignore[operator]
-                *fx.map_arg(args, known.__getitem__), **fx.map_arg(kwargs, known.__getitem__)
-            )
-        assert isinstance(result, torch.Tensor)
-        return result
-
-    return compute
-
-
-def _name(node: fx.Node, constants: Sequence[fx.Node]) -> str:
-    """Name a value after the one constant it was computed from, else after its node."""
-    names = {str(used.target) for used in constants}
-    return f"{names.pop()}_folded" if len(names) == 1 else f"{node.name}_value"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import fx
 
@@ -19,6 +20,7 @@ from fxopt.graph_module import GraphModule
 HEADS = ("heads", "width")
 _FOLLOWED = (contractions, elementwise, moves, norms)  # importing them registers the operators
 _ROUNDS = 8
+_WEIGHT = {"frozen": 2, "disliked": 1}
 _FEW = 3  # a factor so small is taken only where attention asks for it
 
 
@@ -92,30 +94,45 @@ class Channels:
 
 
 def _settled(graph: GraphModule, heads: str, reduced: bool) -> Follower:
-    """Walk until no site wants another factor."""
+    """Walk until no site wants another factor, and return the walk with the fewest complaints."""
     choices: dict[tuple[str, str], int] = {}
     tried: dict[tuple[str, str], dict[int, str]] = {}
+    walks: list[tuple[int, Follower]] = []
     for _ in range(_ROUNDS):
         walk = Follower(graph, choices, heads=heads, reduced=reduced).walk()
-        wishes = dict(_wishes(walk, tried))
+        complaints = _complaints(walk)
+        walks.append((sum(map(_WEIGHT.__getitem__, complaints.values())), walk))
+        wishes = dict(_wishes(walk, complaints, tried))
         if not wishes:
-            return walk
+            break
         choices.update(wishes)
-    return walk
+    return min(reversed(walks), key=lambda pair: pair[0])[1]
+
+
+def _complaints(walk: Follower) -> dict[tuple[str, str], str]:
+    """Return what is wrong with the factors that sites have: nothing can go, or nobody likes it."""
+    found = {}
+    for key, site in walk.sites.items():
+        held = walk.partition.is_frozen(site.ids)
+        if held.all() or len(np.unique(walk.partition.roots(site.ids[~held]))) < 2:
+            found[key] = "frozen"
+        elif key in walk.disliked:
+            found[key] = "disliked"
+    return found
 
 
 def _wishes(
-    walk: Follower, tried: dict[tuple[str, str], dict[int, str]]
+    walk: Follower,
+    complaints: Mapping[tuple[str, str], str],
+    tried: dict[tuple[str, str], dict[int, str]],
 ) -> Iterator[tuple[tuple[str, str], int]]:
     """Yield the sites that want another factor than the one they have, and which."""
-    for key, site in walk.sites.items():
+    for key, complaint in complaints.items():
+        site = walk.sites[key]
         marks = tried.setdefault(key, {})
-        if bool(walk.partition.is_frozen(site.ids).all()):
-            marks[site.chosen] = "frozen"
-        elif key in walk.disliked:
-            marks.setdefault(site.chosen, "disliked")
-        else:
-            continue
+        marks.setdefault(site.chosen, complaint)
+        if complaint == "frozen":
+            marks[site.chosen] = complaint
         wish = _other(site, marks)
         if wish is not None and wish != site.chosen:
             yield key, wish

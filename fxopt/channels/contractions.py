@@ -229,6 +229,7 @@ def _prefer(follow: Follower, batch: Along, matrix: Along) -> None:
 
     Which of them may go is the user's choice.
     """
+    follow.batches += [ids for ids in batch if ids is not None]
     for ids in matrix if follow.heads == "heads" else batch:
         follow.dislike(ids)
 
@@ -284,8 +285,9 @@ def _einsum(follow: Follower, node: fx.Node) -> Along:
     terms, arrow, result = equation.partition("->")
     letters = terms.split(",")
     if "." in equation or not arrow:
-        follow.freeze_all(node, "it is not known how channels pass through this einsum")
-        return (None,) * rank_of(node)
+        found = follow.unknown(node, "it is not known how channels pass through this einsum")
+        assert isinstance(found, tuple)
+        return found
     meeting: dict[str, list[Ids | None]] = {}
     for term, operand in zip(letters, operands, strict=True):
         for letter, size, ids in zip(term, shape_of(operand), follow.of(operand), strict=True):

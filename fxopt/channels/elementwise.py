@@ -14,7 +14,15 @@ from fxopt.shapes import is_tensor, rank_of, shape_of
 aten = torch.ops.aten
 
 
-@follows("pointwise")
+_UNTAGGED = (  # element by element, though PyTorch does not say so
+    aten.hardswish.default, aten.log_sigmoid.default, aten.rsub.Tensor, aten.masked_fill.Tensor,
+    aten.floor_divide.default, aten.fill.Scalar, aten.copysign.Tensor, aten.ldexp.Tensor,
+    aten.fake_quantize_per_tensor_affine.default, aten.complex.default, aten.real.default,
+    aten.imag.default, aten.rrelu.default, aten.rrelu_with_noise.default,
+)  # fmt: skip
+
+
+@follows("pointwise", *_UNTAGGED)
 def _pointwise(follow: Follower, node: fx.Node) -> Along:
     """Operands broadcast against one another, from the last dimension on."""
     return broadcast(follow, node, [n for n in node.all_input_nodes if is_tensor(n)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from fxopt.channels.follower import Follower
@@ -20,6 +22,9 @@ def families_of(follower: Follower) -> tuple[Family, ...]:
     roots = [_free_roots(follower, ids) for _, _, ids in places]
     standing = _standing(roots)
     computed = _computed(follower)
+    heads = np.concatenate([
+        np.zeros(0, np.int64), *[_free_roots(follower, ids) for ids in follower.batches]
+    ])  # fmt: skip
     found = []
     for signature, channels in standing.items():
         members = tuple(
@@ -39,7 +44,8 @@ def families_of(follower: Follower) -> tuple[Family, ...]:
         layers = tuple(dict.fromkeys(
             path for _, path, _, seen in computed if np.isin(channels[0], seen)
         ))  # fmt: skip
-        found.append(Family(_name(layers), layers, len(channels), members, appearances))
+        kind = "heads" if np.isin(channels[0], heads) else "channels"
+        found.append(Family(_name(layers), layers, len(channels), members, appearances, kind))
     return tuple(_numbered(found))
 
 
@@ -91,7 +97,5 @@ def _numbered(families: list[Family]) -> list[Family]:
     for family in families:
         seen[family.name] = count = seen.get(family.name, 0) + 1
         name = family.name if count == 1 else f"{family.name}#{count}"
-        found.append(
-            Family(name, family.layers, family.channels, family.members, family.computed)
-        )
+        found.append(replace(family, name=name))
     return found

@@ -86,6 +86,7 @@ class Follower:
         self.disliked: set[tuple[str, str]] = set()
         self.computed: list[tuple[fx.Node, int, Ids]] = []  # by contractions with a weight
         self.read: list[tuple[fx.Node, int, int]] = []  # node, operand, dimension contracted
+        self.batches: list[Ids] = []  # of products of two activations: attention's heads
         self.reductions: list[tuple[Reason, Ids]] = []  # where removing is approximate
         self._roles = np.zeros(0, np.int8)
         self._derived: set[fx.Node] = set()  # constants, and what follows from them alone
@@ -131,6 +132,11 @@ class Follower:
             for along in _flat(self.along[operand]):
                 for ids in along:
                     self.freeze(node, ids, text)
+
+    def unknown(self, node: fx.Node, text: str) -> Any:
+        """Freeze whatever enters and leaves `node`, with the reason; return what leaves."""
+        self.freeze_all(node, text)
+        return self._held(node, node.meta.get("val"), text)
 
     def join(self, node: fx.Node, *parts: Ids | None) -> Ids | None:
         """Unite identities that meet; where one cannot go, none of the others can."""
@@ -226,7 +232,7 @@ class Follower:
             return self._constant(node)
         value = node.meta.get("val")
         if node.op == "placeholder":
-            return _fixed(value)
+            return self._held(node, value, "they meet an input of the model")
         if node.op == "output":
             self.freeze_all(node, "the model returns them")
             return ()
@@ -236,16 +242,26 @@ class Follower:
         if follow is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
             follow = _FOLLOW["pointwise"]
         if follow is None:
-            self.freeze_all(node, f"it is not known how channels pass through {_word(node)}")
-            return _fixed(value)
+            return self.unknown(node, f"it is not known how channels pass through {_word(node)}")
         return follow(self, node)
+
+    def _held(self, node: fx.Node, value: Any, text: str) -> Any:
+        """Return identities for a value from which nothing can go."""
+        if isinstance(value, (list, tuple)):
+            return [self._held(node, one, text) for one in value]
+        if not isinstance(value, torch.Tensor):
+            return ()
+        along = tuple(map(self.fresh, value.shape))
+        for ids in along:
+            self.freeze(node, ids, text)
+        return along
 
     def _constant(self, node: fx.Node) -> Any:
         value, name = node.meta.get("val"), str(node.target)
         if not isinstance(value, torch.Tensor):
             return ()  # the body of a control-flow operator
         if name in self.graph.info.mutated:
-            return _fixed(value)
+            return self._held(node, value, "they meet state that the model keeps between calls")
         self._derived.add(node)
         if name not in self.constants:
             self.constants[name] = tuple(map(self.fresh, value.shape))
@@ -255,15 +271,6 @@ class Follower:
 def arguments(node: fx.Node) -> tuple[Any, ...]:
     """Return the positional arguments of a call, as plain values."""
     return node.args
-
-
-def _fixed(value: Any) -> Any:
-    """Return that nothing can go from any dimension of a value."""
-    if isinstance(value, torch.Tensor):
-        return (None,) * value.dim()
-    if isinstance(value, (list, tuple)):
-        return [_fixed(item) for item in value]
-    return ()
 
 
 def _flat(along: Any) -> list[Along]:

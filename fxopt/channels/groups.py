@@ -49,8 +49,9 @@ class Appearance:
 class Family:
     """Channels that stand side by side in the same places: any one can go in place of another.
 
-    `layers` are the module paths of the contractions that compute them (several where a residual
-    sum ties them), `computed` the values that those contractions return.
+    `kind` is "heads" where each is a head of an attention, else "channels". `layers` are the module
+    paths of the contractions that compute them (several where a residual sum ties them), `computed`
+    the values that those contractions return.
     """
 
     name: str
@@ -58,3 +59,4 @@ class Family:
     channels: int
     members: tuple[Member, ...]
     computed: tuple[Appearance, ...] = ()
+    kind: str = "channels"

@@ -17,6 +17,7 @@ from torch import fx
 
 from fxopt.channels.follower import Along, Follower, arguments, follows
 from fxopt.channels.partition import Ids
+from fxopt.graph_module import GraphModule
 from fxopt.shapes import is_tensor, rank_of, shape_of
 
 aten = torch.ops.aten
@@ -112,8 +113,7 @@ def _roll(follow: Follower, node: fx.Node) -> Along:
     x, shifts, dims = arguments(node)
     along = list(follow.of(x))
     if not dims:
-        follow.freeze_all(node, "a roll over all dimensions at once mixes them")
-        return (None,) * len(along)
+        return follow.unknown(node, "a roll over all dimensions at once mixes them")
     for shift, dim in zip(shifts, dims, strict=True):
         ids = along[dim]
         if ids is not None:
@@ -169,6 +169,29 @@ def _cat(follow: Follower, node: fx.Node) -> Along:
         for part, along in zip(parts, alongs, strict=True)
     ])  # fmt: skip
     return tuple(found)
+
+
+@follows(aten.slice_scatter.default, aten.select_scatter.default)
+def _scatter(follow: Follower, node: fx.Node) -> Along:
+    """x, with a part along one dimension written anew."""
+    x, part, dim, *places = arguments(node)
+    along, written = follow.of(x), list(follow.of(part))
+    ids = along[dim]
+    if not all(isinstance(place, int) for place in places):
+        follow.freeze(node, ids, "a part is written whose place the inputs decide")
+        ids = None
+    if node.target is aten.select_scatter.default:
+        if ids is not None:
+            follow.freeze(node, ids[places[0] : places[0] + 1], "it is written by its place")
+        written.insert(dim, None)
+    elif ids is not None and places[2] != 1:
+        follow.freeze(node, ids, "some of them are written, at a stride")
+    elif ids is not None:
+        follow.join(node, ids[slice(*places)], written[dim])
+    joined = [
+        ids if d == dim else follow.join(node, along[d], written[d]) for d in range(len(along))
+    ]
+    return tuple(joined)
 
 
 def _or_frozen(follow: Follower, node: fx.Node, ids: Ids | None, size: int) -> Ids:
@@ -269,8 +292,7 @@ def _repeat_each(follow: Follower, node: fx.Node) -> Along:
     x, count, dim = arguments(node)[:3]
     along = follow.of(x)
     if not isinstance(dim, int) or not isinstance(count, int):
-        follow.freeze_all(node, "a repetition over all dimensions at once mixes them")
-        return (None,) * rank_of(node)
+        return follow.unknown(node, "a repetition over all dimensions at once mixes them")
     if shape_of(x)[dim] == 1:
         return _at(along, dim, follow.fresh(shape_of(node)[dim]))
     ids = along[dim]
@@ -296,8 +318,7 @@ def _index(follow: Follower, node: fx.Node) -> Along:
     for dim in given:
         follow.freeze(node, along[dim], "they are picked by an index")
     if given != list(range(given[0], given[-1] + 1)) or any(_is_mask(indices[d]) for d in given):
-        follow.freeze_all(node, "it is not known how channels pass through this index")
-        return (None,) * rank_of(node)
+        return follow.unknown(node, "it is not known how channels pass through this index")
     inner = rank_of(node) - (len(along) - len(given))
     return (*along[: given[0]], *[None] * inner, *along[given[-1] + 1 :])
 
@@ -320,27 +341,38 @@ def _picked(follow: Follower, node: fx.Node, along: Along, dim: Any, index: Any)
     return (*along[:dim], *inner, *along[dim + 1 :])
 
 
-def known_indices(graph: Any, index: Any) -> Ids | None:
-    """Return the places of a one-dimensional index that no input and no new weight changes."""
-    if not (isinstance(index, fx.Node) and index.op == "get_attr" and rank_of(index) == 1):
+def known_indices(graph: GraphModule, index: Any) -> Ids | None:
+    """Return the places of a one-dimensional index that is a constant; None where it is not."""
+    source = index_source(index)
+    if source is None or source.target in graph.info.mutated or rank_of(index) != 1:
         return None
-    fixed = graph.fixed_tensor(str(index.target))
-    if fixed is None or fixed.dtype not in (torch.int64, torch.int32):
+    places = graph.value(source).detach()
+    if places.dtype not in (torch.int64, torch.int32):
         return None
-    return np.asarray(fixed.detach().cpu().numpy(), np.int64)
+    return np.asarray(places.cpu().numpy(), np.int64)
+
+
+def index_source(index: Any) -> fx.Node | None:
+    """Return the constant that an index is, or is a copy of."""
+    copies = (aten.clone.default, aten.alias.default, aten.contiguous.default, aten.detach.default)
+    while isinstance(index, fx.Node) and index.target in copies:
+        index = index.args[0]
+    return index if isinstance(index, fx.Node) and index.op == "get_attr" else None
 
 
 # -- reshapes ----------------------------------------------------------------------------------
 
 
-@follows(aten.reshape.default, aten.flatten.using_ints, aten.unflatten.int, aten.view_as.default)
+@follows(
+    aten.reshape.default, aten.flatten.using_ints, aten.unflatten.int, aten.view_as.default,
+    aten.reshape_as.default,
+)  # fmt: skip
 def _reshape(follow: Follower, node: fx.Node) -> Along:
     x = arguments(node)[0]
     assert isinstance(x, fx.Node)
     along, before, after = follow.of(x), _hints(x), _hints(node)
     if before is None or after is None or 0 in before:
-        follow.freeze_all(node, "the sizes of a reshape are known only when it runs")
-        return (None,) * rank_of(node)
+        return follow.unknown(node, "the sizes of a reshape are known only when it runs")
     found: list[Ids | None] = [None] * len(after)
     for number, (inner, outer) in enumerate(blocks(before, after)):
         tracked = [dim for dim in inner if along[dim] is not None]

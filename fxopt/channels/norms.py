@@ -107,6 +107,22 @@ def _extremes(follow: Follower, node: fx.Node) -> Along:
     return _reduced(follow, node, f"{word} over them is another function without some", False)
 
 
+@follows(
+    aten.sort.default, aten.sort.stable, aten.topk.default, aten.cummax.default,
+    aten.cummin.default, aten.argsort.default, aten.argsort.stable,
+)  # fmt: skip
+def _ordered(follow: Follower, node: fx.Node) -> Any:
+    """Values (and their places) in another order along one dimension."""
+    target: Any = node.target
+    names = [argument.name for argument in target._schema.arguments]
+    given = {**dict(zip(names, arguments(node), strict=False)), **node.kwargs}
+    along, dim = follow.of(arguments(node)[0]), given["dim"]
+    follow.freeze(node, along[dim], f"{target._schema.name[6:]} over them needs all of them")
+    kept = (*along[:dim], None, *along[dim + 1 :])
+    value = node.meta["val"]
+    return kept if isinstance(value, torch.Tensor) else [kept] * len(value)
+
+
 @follows(aten.max.dim, aten.min.dim)
 def _extreme_and_place(follow: Follower, node: fx.Node) -> list[Along]:
     word = str(node.target).split(".")[1]

@@ -1,0 +1,1 @@
+"""Pruning: what to remove, how, and the proof."""

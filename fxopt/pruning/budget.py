@@ -1,0 +1,79 @@
+"""What a graph would cost without some channels, from the shares of dimensions that stay.
+
+A contraction's multiplications are proportional to its output and to what each output reads; a
+constant's elements to each of its dimensions. So no graph has to be built to know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import fx
+
+from fxopt.channels.analysis import Channels
+from fxopt.channels.contractions import CONVOLUTIONS, TRANSPOSED
+from fxopt.channels.follower import Along, arguments
+from fxopt.channels.partition import Ids
+from fxopt.cost import macs
+from fxopt.pruning.mending import Mask
+
+KINDS = ("channels", "macs", "params", "bytes", "latency")
+
+
+class Budget:
+    """The cost of a graph, of one kind, as a function of which channels have gone."""
+
+    def __init__(self, channels: Channels, kind: str) -> None:
+        self._partition = channels.partition
+        terms = list(_macs(channels) if kind == "macs" else _elements(channels, kind == "bytes"))
+        vectors: dict[int, Ids] = {id(ids): ids for _, along in terms for ids in along}
+        self._places = {key: place for place, key in enumerate(vectors)}
+        self._vectors = list(vectors.values())
+        self._terms = [(base, [self._places[id(ids)] for ids in along]) for base, along in terms]
+
+    def __call__(self, gone: Mask) -> float:
+        """Return the cost; `gone` says of each identity, by its root, whether it has gone."""
+        shares = [
+            1.0 - float(gone[self._partition.roots(ids)].mean()) for ids in self._vectors
+        ]
+        return float(
+            sum(base * np.prod([shares[place] for place in places]) for base, places in self._terms)
+        )
+
+
+def _elements(channels: Channels, in_bytes: bool) -> Iterator[tuple[float, list[Ids]]]:
+    """Yield the elements (or bytes) of each constant, and the dimensions that may shrink."""
+    for name, along in channels.follower.constants.items():
+        tensor = channels.graph.constant(name)
+        size = tensor.numel() * (tensor.element_size() if in_bytes else 1)
+        if in_bytes or isinstance(tensor, torch.nn.Parameter):
+            yield float(size), [ids for ids in along if ids is not None]
+
+
+def _macs(channels: Channels) -> Iterator[tuple[float, list[Ids]]]:
+    """Yield the multiplications of each call, and the dimensions they are proportional to."""
+    read: dict[fx.Node, list[Ids]] = {}
+    for node, position, dim in channels.follower.read:
+        operands = arguments(node)[1] if isinstance(arguments(node)[0], str) else arguments(node)
+        ids = channels.along(operands[position])[dim]
+        if ids is not None:
+            read.setdefault(node, []).append(ids)
+    for node, along in channels.values():
+        if node.op == "call_function" and (count := macs(node)):
+            yield float(count), [*_present(along), *_inner(channels, node, read.get(node, []))]
+
+
+def _inner(channels: Channels, node: fx.Node, read: list[Ids]) -> list[Ids]:
+    """Return the dimensions that each output sums over."""
+    if node.target not in CONVOLUTIONS:
+        return read[:1]  # both operands of a product are read along the same channels
+    weight = channels.along(arguments(node)[1])
+    if node.target in TRANSPOSED:
+        return _present(weight[:1])
+    return _present(weight[1:2])
+
+
+def _present(along: Along) -> list[Ids]:
+    return [ids for ids in along if ids is not None]

@@ -1,0 +1,217 @@
+"""Which channels go: the least important ones, as many as asked for.
+
+    scores            per family of channels, from an importance
+    ranking           the order in which channels go: within each family, over all families, or
+                      over families of one kind (isomorphic layers)
+    number            a share of the channels, or as many as it takes to save a share of the MACs,
+                      the parameters or the bytes (bisection over that share)
+    repairs           widths that the hardware likes, no empty dimension
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+import numpy.typing as npt
+
+from fxopt.channels.analysis import Channels
+from fxopt.channels.groups import Family, Role
+from fxopt.errors import OptionError, unknown_name
+from fxopt.pruning.budget import KINDS
+from fxopt.pruning.mending import Mask
+
+Scores = npt.NDArray[np.float64]
+SCOPES = ("layer", "global", "isomorphic")
+FAMILY_KINDS = ("channels", "heads")
+_BISECTIONS = 20
+
+
+@dataclass(frozen=True)
+class Wish:
+    """How much is to go, and from where; see `PruneChannels` for the fields."""
+
+    ratio: float
+    scope: str
+    overrides: Mapping[str, float]
+    kinds: tuple[str, ...]
+    round_to: int
+    min_channels: int
+    max_ratio: float
+
+
+class Selection:
+    """The channels of a graph, their scores, and the order in which they go."""
+
+    def __init__(self, channels: Channels, scores: Sequence[Scores], wish: Wish) -> None:
+        self.channels = channels
+        self.families = channels.families
+        self.scores = scores
+        self.wish = wish
+        self._ids = [channels.ids_of(family) for family in self.families]
+        self._told = told(self.families, wish.overrides)
+        self._told |= {
+            index: 0.0 for index, one in enumerate(self.families) if one.kind not in wish.kinds
+        }
+        self._order = [np.argsort(s, kind="stable") for s in scores]
+
+    def removed(self, ratio: float) -> list[Mask]:
+        """Return for each family which channels go at this ratio."""
+        counts = self._counts(ratio)
+        found = []
+        for index, (family, order) in enumerate(zip(self.families, self._order, strict=True)):
+            gone = np.zeros(family.channels, np.bool_)
+            gone[order[: self._rounded(family, counts[index])]] = True
+            found.append(gone)
+        return found
+
+    def gone(self, removed: Sequence[Mask]) -> Mask:
+        """Return for each identity, by its root, whether it goes; no dimension is emptied."""
+        gone = np.zeros(len(self.channels.partition), np.bool_)
+        for ids, mask in zip(self._ids, removed, strict=True):
+            gone[ids[mask]] = True
+        return gone
+
+    def spare(self, removed: list[Mask]) -> list[Mask]:
+        """Take back the most important channel wherever a dimension would be left empty."""
+        owner = np.full(len(self.channels.partition), -1)
+        place = np.zeros(len(self.channels.partition), np.int64)
+        for index, own in enumerate(self._ids):
+            owner[own], place[own] = index, np.arange(len(own))
+        gone = self.gone(removed)
+        for _, along in self.channels.values():
+            for ids in along:
+                if ids is None:
+                    continue
+                roots = self.channels.partition.roots(ids)
+                if gone[roots].all():
+                    best = max(
+                        np.unique(roots).tolist(),
+                        key=lambda root: float(self.scores[int(owner[root])][place[root]]),
+                    )
+                    removed[int(owner[best])][place[best]] = False
+                    gone[best] = False
+        return removed
+
+    def at_budget(self, cost: Callable[[Mask], float], trials: int = _BISECTIONS) -> list[Mask]:
+        """Return what goes for the cost to fall by the wished share, or by as much as it can."""
+        whole = cost(np.zeros(len(self.channels.partition), np.bool_))
+        goal = whole * (1.0 - self.wish.ratio)
+        low, high = 0.0, 1.0
+        best = self.spare(self.removed(1.0))
+        if cost(self.gone(best)) > goal:
+            return best
+        for _ in range(trials):
+            middle = (low + high) / 2
+            trial = self.spare(self.removed(middle))
+            if cost(self.gone(trial)) > goal:
+                low = middle
+            else:
+                high, best = middle, trial
+        return best
+
+    # -- how many -----------------------------------------------------------------------------
+
+    def _counts(self, ratio: float) -> list[int]:
+        """Return how many channels of each family go."""
+        counts = [0] * len(self.families)
+        for group in self._ranked_together():
+            for index, count in zip(group, self._shared(group, ratio), strict=True):
+                counts[index] = count
+        for index, own in self._told.items():
+            counts[index] = round_half_up(own * self.families[index].channels)
+        return counts
+
+    def _ranked_together(self) -> list[list[int]]:
+        """Return the families, by index, whose channels are ranked in one order."""
+        free = [index for index in range(len(self.families)) if index not in self._told]
+        if self.wish.scope == "global":
+            return [free]
+        if self.wish.scope == "layer":
+            return [[index] for index in free]
+        kinds: dict[object, list[int]] = {}
+        for index in free:
+            kinds.setdefault(_kind(self.channels, self.families[index]), []).append(index)
+        return list(kinds.values())
+
+    def _shared(self, group: list[int], ratio: float) -> list[int]:
+        """Return how many of the lowest channels of a group fall on each of its families."""
+        sizes = [self.families[index].channels for index in group]
+        limits = [math.floor(self.wish.max_ratio * size) for size in sizes]
+        if len(group) == 1:
+            return [min(round_half_up(ratio * sizes[0]), limits[0])]
+        values, owners = [], []
+        for place, index in enumerate(group):
+            # beyond its limit a family gives nothing
+            values.append(np.sort(self.scores[index])[: limits[place]])
+            owners.append(np.full(len(values[-1]), place))
+        lowest = np.argsort(np.concatenate(values), kind="stable")
+        taken = np.concatenate(owners)[lowest[: round_half_up(ratio * sum(sizes))]]
+        return np.bincount(taken, minlength=len(group)).tolist()
+
+    def _rounded(self, family: Family, count: int) -> int:
+        """Return a number of channels to remove that leaves a width the hardware likes.
+
+        The width nearest to the wished one, of the multiples of `round_to` up to the family's own.
+        """
+        least = min(self.wish.min_channels, family.channels)
+        unit = self.wish.round_to // math.gcd(self.wish.round_to, _indices_per_channel(family))
+        left = family.channels - count
+        if unit > 1 and count:
+            left = max(unit, round_half_up(left / unit) * unit)
+        return max(family.channels - max(left, least), 0)
+
+
+def round_half_up(value: float) -> int:
+    """Return the nearest integer; of two, the larger one (and 2.4999999 is meant as 2.5)."""
+    return math.floor(value + 0.5 + 1e-9)
+
+
+def told(families: Sequence[Family], overrides: Mapping[str, float]) -> dict[int, float]:
+    """Return the ratio of each family that a name pattern gives one: the least of several.
+
+    Raises OptionError for a pattern that no layer matches.
+    """
+    found: dict[int, float] = {}
+    names = sorted({name for family in families for name in (family.name, *family.layers)})
+    for pattern, ratio in overrides.items():
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise unknown_name("layer with channels that may go", pattern, names)
+        for index, family in enumerate(families):
+            if any(fnmatchcase(name, pattern) for name in (family.name, *family.layers)):
+                found[index] = min(ratio, found.get(index, 1.0))
+    return found
+
+
+def _indices_per_channel(family: Family) -> int:
+    """Return how many rows of the layer that computes them go with one channel."""
+    made = [member for member in family.members if member.role is Role.OUTPUT]
+    return int(made[0].positions.shape[1])
+
+
+def _kind(channels: Channels, family: Family) -> object:
+    """Return what isomorphic families have in common (Fang et al. 2024, Isomorphic Pruning)."""
+    return tuple(
+        (member.role, member.dim, tuple(channels.graph.constant(member.constant).shape))
+        for member in family.members
+    )
+
+
+def check(wish: Wish, of: str) -> None:
+    """Raise OptionError for a wish that cannot be meant."""
+    for word, value, known in (("scope", wish.scope, SCOPES), ("of", of, KINDS)):
+        if value not in known:
+            words = ", ".join(map(repr, known))
+            raise OptionError(f"{word} must be one of {words}, not {value!r}.")
+    if not wish.kinds or not set(wish.kinds) <= set(FAMILY_KINDS):
+        raise OptionError(f"kinds must be some of {FAMILY_KINDS}, not {wish.kinds!r}.")
+    for name, ratio in (("ratio", wish.ratio), ("max_ratio", wish.max_ratio),
+                        *((f"overrides[{key!r}]", one) for key, one in wish.overrides.items())):
+        if not (isinstance(ratio, (int, float)) and 0.0 <= ratio <= 1.0):
+            raise OptionError(f"{name} must be a share between 0 and 1, not {ratio!r}.")
+    for name, count in (("round_to", wish.round_to), ("min_channels", wish.min_channels)):
+        if not (isinstance(count, int) and count >= 1):
+            raise OptionError(f"{name} must be a whole number from 1 on, not {count!r}.")
