@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from fxopt.channels.analysis import Channels
+from fxopt.channels.partition import Mask
 from fxopt.contract import Effect, PassResult, Precondition
 from fxopt.graph_module import GraphModule
 from fxopt.pruning import selection
@@ -30,7 +31,6 @@ from fxopt.pruning.budget import Budget
 from fxopt.pruning.computed_weights import analysed
 from fxopt.pruning.importance import importance_of, score
 from fxopt.pruning.latency import Stopwatch
-from fxopt.pruning.mending import Mask
 from fxopt.pruning.removal import removed
 from fxopt.pruning.selection import Selection, Wish
 

@@ -1,6 +1,7 @@
 """Run the zoo: capture, optimize and lower real networks, and compare each with eager.
 
     python tools/zoo.py [--only PART] [--onnx] [--peer] [--out docs/zoo.md] [--state zoo.json]
+    python tools/zoo.py --prune [--only PART] [--out docs/pruning-zoo.md] [--state prune.json]
 
 Every network has its batch-norm statistics and constant parameters randomized first. A row is
 written to the state file as soon as it is there, so that a stopped run goes on where it was.
@@ -21,6 +22,7 @@ from typing import Any
 
 import torch
 from zoo_models import Subject, randomize, subjects
+from zoo_prune import prune_all
 
 import fxopt
 from fxopt.inputs import as_inputs
@@ -39,11 +41,15 @@ def main() -> None:
     parser.add_argument("--only", default="", help="run networks whose name contains this")
     parser.add_argument("--onnx", action="store_true", help="lower to ONNX too, and run it")
     parser.add_argument("--peer", action="store_true", help="time torch.onnx.export beside ours")
+    parser.add_argument("--prune", action="store_true", help="prune half the channels instead")
     parser.add_argument("--out", type=Path, help="write the table as Markdown")
     parser.add_argument("--state", type=Path, default=Path("zoo.json"), help="finished rows")
     parser.add_argument("--again", action="store_true", help="ignore finished rows")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
+    if options.prune:
+        prune_all(options.only, options.state, options.again, options.out)
+        return
     import_torchvision()  # timm and transformers import it, too
     rows: dict[str, Any] = {}
     if options.state.exists() and not options.again:

@@ -13,7 +13,7 @@ from fxopt.channels import contractions, elementwise, moves, norms
 from fxopt.channels.families import families_of
 from fxopt.channels.follower import Along, Follower, Site
 from fxopt.channels.groups import Family
-from fxopt.channels.partition import Ids, Reason
+from fxopt.channels.partition import Ids, Mask, Reason
 from fxopt.errors import OptionError
 from fxopt.graph_module import GraphModule
 
@@ -53,10 +53,13 @@ class Channels:
         self.partition = self.follower.partition
         self.families: tuple[Family, ...] = families_of(self.follower)
 
-    @property
-    def reductions(self) -> list[tuple[Reason, Ids]]:
-        """Where a mean or a norm reduces channels that may go."""
-        return self.follower.reductions
+    def reductions(self, gone: Mask) -> list[tuple[fx.Node, str]]:
+        """Return the calls that reduce channels which are gone, with what they do."""
+        return [
+            (node, text)
+            for node, text, ids in self.follower.reductions
+            if gone[self.partition.roots(ids)].any()
+        ]
 
     def along(self, node: fx.Node) -> Along:
         """Return the identities along each dimension of a tensor."""

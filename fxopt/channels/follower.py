@@ -87,7 +87,7 @@ class Follower:
         self.computed: list[tuple[fx.Node, int, Ids]] = []  # by contractions with a weight
         self.read: list[tuple[fx.Node, int, int]] = []  # node, operand, dimension contracted
         self.batches: list[Ids] = []  # of products of two activations: attention's heads
-        self.reductions: list[tuple[Reason, Ids]] = []  # where removing is approximate
+        self.reductions: list[tuple[fx.Node, str, Ids]] = []  # where removing is approximate
         self._roles = np.zeros(0, np.int8)
         self._derived: set[fx.Node] = set()  # constants, and what follows from them alone
 
@@ -154,7 +154,7 @@ class Follower:
         if ids is None:
             return
         if self.reduced:
-            self.reductions.append((Reason(node.name, text), ids))
+            self.reductions.append((node, text, ids))
         else:
             self.freeze(node, ids, text)
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 Ids = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
 _NO_REASON = -1
 
 
@@ -71,7 +72,7 @@ class Partition:
         free = roots[self._reason[roots] == _NO_REASON]
         self._reason[free] = self.reasons.setdefault(reason, len(self.reasons))
 
-    def is_frozen(self, ids: Ids) -> npt.NDArray[np.bool_]:
+    def is_frozen(self, ids: Ids) -> Mask:
         """Return for each identity whether it may not go."""
         return self._reason[self.roots(ids)] != _NO_REASON
 

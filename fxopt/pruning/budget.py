@@ -15,9 +15,8 @@ from torch import fx
 from fxopt.channels.analysis import Channels
 from fxopt.channels.contractions import CONVOLUTIONS, TRANSPOSED
 from fxopt.channels.follower import Along, arguments
-from fxopt.channels.partition import Ids
+from fxopt.channels.partition import Ids, Mask
 from fxopt.cost import macs
-from fxopt.pruning.mending import Mask
 
 KINDS = ("channels", "macs", "params", "bytes", "latency")
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from fxopt.channels.analysis import Channels
+from fxopt.channels.partition import Mask
 from fxopt.comparison.race import Call, race
 from fxopt.compile import compile
 from fxopt.errors import LoweringError
 from fxopt.graph_module import GraphModule
-from fxopt.pruning.mending import Mask
 from fxopt.pruning.removal import remove
 
 _ROUNDS = 7

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import fx
 
@@ -14,13 +13,12 @@ from fxopt.channels.analysis import Channels
 from fxopt.channels.contractions import CONVOLUTIONS, groups_position
 from fxopt.channels.follower import Along, arguments
 from fxopt.channels.moves import index_source, known_indices
-from fxopt.channels.partition import Ids
+from fxopt.channels.partition import Ids, Mask
 from fxopt.normalize import INT_MAX
 from fxopt.replay import remember_reads
 from fxopt.rewrite import Rewriter
 
 aten = torch.ops.aten
-Mask = npt.NDArray[np.bool_]
 
 
 class Mender:

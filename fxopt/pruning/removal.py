@@ -9,11 +9,12 @@ import torch
 from torch import fx
 
 from fxopt.channels.analysis import Channels
+from fxopt.channels.partition import Mask
 from fxopt.contract import Miss, PassResult
 from fxopt.cost import macs
 from fxopt.errors import VerifyError
 from fxopt.graph_module import GraphModule
-from fxopt.pruning.mending import Mask, Mender
+from fxopt.pruning.mending import Mender
 from fxopt.pruning.oracle import zeroed
 from fxopt.pruning.record import PruningRecord, Width
 from fxopt.rewrite import Rewriter
@@ -44,50 +45,47 @@ def removed(
     pruned, result = remove(channels, gone)
     if not result.modified:
         return PassResult()  # bisection has stopped the pass
-    reference = zeroed(channels, gone)
-    verdict = compare(
-        name, runner(pruned), runner(reference), reference, [graph.info.example_inputs], None
-    )
-    approximate = _approximate(channels, gone)
-    if not verdict.passed and not approximate:
+    approximate = channels.reductions(gone)
+    verdict = _judged(pruned, zeroed(channels, gone, reduce_kept=True), name)
+    if not verdict.passed:
         raise VerifyError(
             f"The pruned graph is not the original with {int(sum(m.sum() for m in removals))} "
             f"channels zeroed where they are read: max |Δ| / max |reference| is {verdict.error:.3g}"
             f", and the bound is {verdict.bound:.3g}. This is a bug of '{name}', unless the model "
             "is random. The graph is as it was."
         )
-    record = _record(channels, removals, pruned, verdict, approximate)
+    error = verdict.error
+    if approximate:
+        error = _judged(pruned, zeroed(channels, gone), name).error
+    where = tuple(f"{text} ({node.name})" for node, text in approximate)
+    widths = _widths(channels, removals)
+    record = PruningRecord(
+        widths, tuple(channels.frozen()), *_sizes(channels.graph, pruned), error, verdict.bound,
+        where,
+    )  # fmt: skip
     graph.become(pruned)
     return replace(result, misses=misses, details=record)
 
 
-def _approximate(channels: Channels, gone: Mask) -> tuple[str, ...]:
-    """Return where a mean or a norm reduces channels that are gone."""
+def _judged(pruned: GraphModule, reference: GraphModule, name: str) -> Verification:
+    inputs = [reference.info.example_inputs]
+    return compare(name, runner(pruned), runner(reference), reference, inputs, None)
+
+
+def _widths(channels: Channels, removals: Sequence[Mask]) -> tuple[Width, ...]:
     return tuple(
-        f"{reason.text} ({reason.node})"
-        for reason, ids in channels.reductions
-        if gone[channels.partition.roots(ids)].any()
-    )
-
-
-def _record(
-    channels: Channels,
-    removals: Sequence[Mask],
-    pruned: GraphModule,
-    verdict: Verification,
-    approximate: tuple[str, ...],
-) -> PruningRecord:
-    widths = tuple(
         Width(family.name, family.layers, family.channels, family.channels - int(mask.sum()))
         for family, mask in zip(channels.families, removals, strict=True)
     )
-    graphs = (channels.graph, pruned)
-    before, after = (sum(map(macs, _calls(graph))) for graph in graphs)
-    sizes = [sum(p.numel() for p in set(_parameters(graph))) for graph in graphs]
-    return PruningRecord(
-        widths, tuple(channels.frozen()), (before, after), (sizes[0], sizes[1]),
-        verdict.error, verdict.bound, approximate,
-    )  # fmt: skip
+
+
+def _sizes(
+    before: GraphModule, after: GraphModule
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the MACs, and the parameters, before and after."""
+    calls = [sum(map(macs, _calls(graph))) for graph in (before, after)]
+    elements = [sum(p.numel() for p in set(_parameters(graph))) for graph in (before, after)]
+    return (calls[0], calls[1]), (elements[0], elements[1])
 
 
 def _calls(graph: GraphModule) -> list[fx.Node]:

@@ -20,9 +20,9 @@ import numpy.typing as npt
 
 from fxopt.channels.analysis import Channels
 from fxopt.channels.groups import Family, Role
+from fxopt.channels.partition import Mask
 from fxopt.errors import OptionError, unknown_name
 from fxopt.pruning.budget import KINDS
-from fxopt.pruning.mending import Mask
 
 Scores = npt.NDArray[np.float64]
 SCOPES = ("layer", "global", "isomorphic")

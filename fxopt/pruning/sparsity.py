@@ -174,6 +174,40 @@ def unreadable(graph: GraphModule) -> Iterator[tuple[fx.Node, str]]:
                 yield node, f"its weight is computed from '{sources[0].target}' by {argument.name}"
 
 
+@dataclass(frozen=True)
+class Share:
+    """How many of a weight's numbers are 0."""
+
+    layers: tuple[str, ...]
+    zeros: int
+    weights: int
+
+    def __str__(self) -> str:
+        share = self.zeros / self.weights if self.weights else 0.0
+        return f"{self.zeros:,} of {self.weights:,} weights are 0 ({share:.2%})"
+
+
+@dataclass(frozen=True)
+class SparsityRecord:
+    """What one run made sparse; `dense` counts the weights that held it back. Print it."""
+
+    shares: tuple[Share, ...]
+    dense: int = 0
+
+    def table(self) -> str:
+        """Return a line of text for each weight."""
+        names = [", ".join(share.layers) for share in self.shares]
+        width = max(map(len, names), default=0)
+        return "\n".join(
+            f"{name:{width}}  {share}" for name, share in zip(names, self.shares, strict=True)
+        )
+
+    def __str__(self) -> str:
+        whole = Share((), sum(s.zeros for s in self.shares), sum(s.weights for s in self.shares))
+        layers = f"in {len(self.shares)} layers {whole}"
+        return layers + (f"; {self.dense} stayed dense" if self.dense else "")
+
+
 def zeros(graph: GraphModule) -> dict[str, float]:
     """Return the share of zeros in each weight of a convolution, linear layer or product."""
     return {
