@@ -1,0 +1,39 @@
+"""The bar on stderr that says how far a measurement is, and how long it will take."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+Tick = Callable[[str], None]
+
+
+@contextlib.contextmanager
+def bar(total: int, *, shown: bool) -> Iterator[Tick]:
+    """Show how many of `total` steps are done; yields what names, and begins, the next one."""
+    columns = (
+        TextColumn("sensitivity"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("left:"), TimeRemainingColumn(), TextColumn("{task.description}", markup=False),
+    )  # fmt: skip
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not shown or not total) as progress:
+        task = progress.add_task("", total=total)
+        begun = False
+
+        def tick(text: str) -> None:
+            nonlocal begun
+            progress.update(task, advance=int(begun), description=text)
+            begun = True
+
+        yield tick
+        progress.update(task, completed=total, description="")
