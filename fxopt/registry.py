@@ -121,7 +121,7 @@ def _resolve(word: str, kind: str, spec: Any, options: dict[str, Any] | None = N
         if options:
             raise OptionError(f"Options {', '.join(options)} belong into the {word} object itself.")
         return spec
-    name, written = _parse(spec, word)
+    name, written = parse(spec, word)
     name, member = _without_member(name) if kind == "passes" else (name, "")
     if ":" in name:
         found = load_object(name)
@@ -266,7 +266,7 @@ def make(cls: type, options: dict[str, Any]) -> Any:
         raise OptionError(f"'{name}' cannot be made with {options}: {error}.") from None
 
 
-def _parse(spec: str, word: str) -> tuple[str, dict[str, Any]]:
+def parse(spec: str, word: str) -> tuple[str, dict[str, Any]]:
     """Read 'name' or 'name(option=literal, …)'."""
     name, bracket, rest = spec.strip().partition("(")
     if not bracket:

@@ -22,9 +22,8 @@ def families_of(follower: Follower) -> tuple[Family, ...]:
     roots = [_free_roots(follower, ids) for _, _, ids in places]
     standing = _standing(roots)
     computed = _computed(follower)
-    heads = np.concatenate([
-        np.zeros(0, np.int64), *[_free_roots(follower, ids) for ids in follower.batches]
-    ])  # fmt: skip
+    computing = _computing(computed)
+    heads = {root for ids in follower.batches for root in _free_roots(follower, ids).tolist()}
     found = []
     for signature, channels in standing.items():
         members = tuple(
@@ -36,15 +35,12 @@ def families_of(follower: Follower) -> tuple[Family, ...]:
         )  # fmt: skip
         if not any(member.role is Role.OUTPUT for member in members):
             continue  # no layer computes them: there is nothing to save
+        by = [computed[index] for index in computing.get(int(channels[0]), ())]
         appearances = tuple(
-            Appearance(node, dim, positions_of(seen, channels))
-            for node, _, dim, seen in computed
-            if np.isin(channels[0], seen)
+            Appearance(node, dim, positions_of(seen, channels)) for node, _, dim, seen in by
         )
-        layers = tuple(dict.fromkeys(
-            path for _, path, _, seen in computed if np.isin(channels[0], seen)
-        ))  # fmt: skip
-        kind = "heads" if np.isin(channels[0], heads) else "channels"
+        layers = tuple(dict.fromkeys(path for _, path, _, _ in by))
+        kind = "heads" if int(channels[0]) in heads else "channels"
         found.append(Family(_name(layers), layers, len(channels), members, appearances, kind))
     return tuple(_numbered(found))
 
@@ -56,17 +52,15 @@ def _free_roots(follower: Follower, ids: Ids) -> Ids:
 
 def _standing(roots: list[Ids]) -> dict[tuple[tuple[int, int], ...], Ids]:
     """Group classes by where they stand: (place, how often) of each."""
-    rows = np.concatenate([
-        np.stack([found, np.full(len(found), place)]) for place, found in enumerate(roots)
-    ], axis=1) if roots else np.zeros((2, 0), np.int64)  # fmt: skip
-    rows = rows[:, rows[0] >= 0]
-    unique, counts = np.unique(rows, axis=1, return_counts=True)
-    ends = np.flatnonzero(np.diff(unique[0])) + 1
+    found = [ids[ids >= 0] * len(roots) + place for place, ids in enumerate(roots)]
+    keys, counts = np.unique(np.concatenate([np.zeros(0, np.int64), *found]), return_counts=True)
+    classes, places = np.divmod(keys, max(len(roots), 1))
+    starts = np.flatnonzero(np.diff(classes, prepend=-1))
+    ends = np.append(starts[1:], len(classes))
     signatures: dict[tuple[tuple[int, int], ...], list[int]] = {}
-    for part, count in zip(np.split(unique, ends, axis=1), np.split(counts, ends), strict=True):
-        if part.size:
-            key = tuple(zip(part[1].tolist(), count.tolist(), strict=True))
-            signatures.setdefault(key, []).append(int(part[0, 0]))
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        key = tuple(zip(places[start:end].tolist(), counts[start:end].tolist(), strict=True))
+        signatures.setdefault(key, []).append(int(classes[start]))
     return {key: np.array(channels) for key, channels in signatures.items()}
 
 
@@ -75,6 +69,15 @@ def _computed(follower: Follower) -> list[tuple[str, str, int, Ids]]:
         (node.name, str(node.meta.get("path") or node.name), dim, _free_roots(follower, ids))
         for node, dim, ids in follower.computed
     ]
+
+
+def _computing(computed: list[tuple[str, str, int, Ids]]) -> dict[int, list[int]]:
+    """Map each class to the values, by their place in the list, that it stands in."""
+    found: dict[int, list[int]] = {}
+    for index, (_, _, _, seen) in enumerate(computed):
+        for root in np.unique(seen[seen >= 0]).tolist():
+            found.setdefault(root, []).append(index)
+    return found
 
 
 def positions_of(roots: Ids, wanted: Ids) -> Positions:

@@ -88,6 +88,7 @@ class Follower:
         self.read: list[tuple[fx.Node, int, int]] = []  # node, operand, dimension contracted
         self.batches: list[Ids] = []  # of products of two activations: attention's heads
         self.reductions: list[tuple[fx.Node, str, Ids]] = []  # where removing is approximate
+        self._unloved: list[Ids] = []
         self._roles = np.zeros(0, np.int8)
         self._derived: set[fx.Node] = set()  # constants, and what follows from them alone
 
@@ -95,6 +96,7 @@ class Follower:
         """Visit every node."""
         for node in self.graph.graph.nodes:
             self.along[node] = self._visit(node)
+        self._settle_dislikes()
         return self
 
     # -- asking -------------------------------------------------------------------------------
@@ -218,11 +220,17 @@ class Follower:
 
     def dislike(self, ids: Ids | None) -> None:
         """Ask the sites that these come from for another factor, if they have one."""
-        if ids is None:
+        if ids is not None:
+            self._unloved.append(ids)
+
+    def _settle_dislikes(self) -> None:
+        """Find those sites, when the walk is over: once for all, not at each attention."""
+        if not self._unloved:
             return
-        roots = self.partition.roots(ids)
+        unloved = np.zeros(len(self.partition), np.bool_)
+        unloved[self.partition.roots(np.concatenate(self._unloved))] = True
         for key, site in self.sites.items():
-            if len(site.axes) > 1 and np.isin(self.partition.roots(site.ids), roots).any():
+            if len(site.axes) > 1 and unloved[self.partition.roots(site.ids)].any():
                 self.disliked.add(key)
 
     # -- inside -------------------------------------------------------------------------------

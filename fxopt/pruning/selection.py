@@ -52,7 +52,7 @@ class Selection:
         self.scores = scores
         self.wish = wish
         self._ids = [channels.ids_of(family) for family in self.families]
-        self._told = told(self.families, wish.overrides)
+        self._told = told(channels, wish.overrides)
         self._told |= {
             index: 0.0 for index, one in enumerate(self.families) if one.kind not in wish.kinds
         }
@@ -170,16 +170,18 @@ def round_half_up(value: float) -> int:
     return math.floor(value + 0.5 + 1e-9)
 
 
-def told(families: Sequence[Family], overrides: Mapping[str, float]) -> dict[int, float]:
+def told(channels: Channels, overrides: Mapping[str, float]) -> dict[int, float]:
     """Return the ratio of each family that a name pattern gives one: the least of several.
 
-    Raises OptionError for a pattern that no layer matches.
+    Raises OptionError for a pattern that no layer which computes channels matches.
     """
     found: dict[int, float] = {}
-    names = sorted({name for family in families for name in (family.name, *family.layers)})
+    families = channels.families
+    names = {name for family in families for name in (family.name, *family.layers)}
+    names.update(one.layer for one in channels.frozen())
     for pattern, ratio in overrides.items():
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise unknown_name("layer with channels that may go", pattern, names)
+            raise unknown_name("layer", pattern, names)
         for index, family in enumerate(families):
             if any(fnmatchcase(name, pattern) for name in (family.name, *family.layers)):
                 found[index] = min(ratio, found.get(index, 1.0))

@@ -23,7 +23,7 @@ import torch
 
 from fxopt.channels.groups import Family
 from fxopt.graph_module import GraphModule
-from fxopt.pruning.importance.members import check_roles, group_power_sum, members_of
+from fxopt.pruning.importance.members import PowerSums, check_roles, members_of
 from fxopt.pruning.importance.normalization import Normalized
 
 WEIGHTS = ("output", "input", "scale")
@@ -46,9 +46,12 @@ class Magnitude(Normalized):
         super().__post_init__()
         check_roles(self.roles)
 
-    def sums(self, graph: GraphModule, family: Family, order: int) -> torch.Tensor:
-        """Return Σ |w|^order over the weights of each channel."""
-        return group_power_sum(graph, members_of(family, self.roles, self.name), order)
+    def sums(
+        self, graph: GraphModule, families: Sequence[Family], order: int
+    ) -> list[torch.Tensor]:
+        """Return, for each family, Σ |w|^order over the weights of each channel."""
+        powers = PowerSums(graph, order)
+        return [powers.of(members_of(one, self.roles, self.name)) for one in families]
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class L1(Magnitude):
 
     def measure(self, graph: GraphModule, families: Sequence[Family]) -> list[torch.Tensor]:
         """Return Σ |w| per channel."""
-        return [self.sums(graph, family, 1) for family in families]
+        return self.sums(graph, families, 1)
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ class L2(Magnitude):
 
     def measure(self, graph: GraphModule, families: Sequence[Family]) -> list[torch.Tensor]:
         """Return √(Σ w²) per channel."""
-        return [self.sums(graph, family, 2).sqrt() for family in families]
+        return [one.sqrt() for one in self.sums(graph, families, 2)]
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class Lamp(Magnitude):
 
     def measure(self, graph: GraphModule, families: Sequence[Family]) -> list[torch.Tensor]:
         """Return ‖W_c‖² / Σ_{d: ‖W_d‖ ≥ ‖W_c‖} ‖W_d‖² per channel; 0 where all weights are 0."""
-        return [_lamp(self.sums(graph, family, 2)) for family in families]
+        return [_lamp(one) for one in self.sums(graph, families, 2)]
 
 
 def _lamp(squares: torch.Tensor) -> torch.Tensor:

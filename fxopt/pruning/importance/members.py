@@ -58,31 +58,47 @@ def total(tensor: torch.Tensor, member: Member) -> torch.Tensor:
     return _gathered(sums, member)
 
 
-def power_sum(tensor: torch.Tensor, member: Member, order: int) -> torch.Tensor:
-    """Return Σ |w|^order over all weights of each channel: float64 [channels].
+class PowerSums:
+    """Σ |w|^order per channel, over the weights of a graph.
 
-    No weight is copied: the norm over the other dimensions comes first, then the positions.
+    A dimension of a weight is summed once, however many families stand along it: behind a
+    concatenation there are many.
+    """
+
+    def __init__(self, graph: GraphModule, order: int) -> None:
+        self._graph = graph
+        self._order = order
+        self._known: dict[tuple[str, int], torch.Tensor] = {}
+
+    def of(self, members: Iterable[Member]) -> torch.Tensor:
+        """Return Σ |w|^order over the weights of each channel in all of these: float64 [channels].
+        """
+        sums = [_gathered(self._along(one.constant, one.dim), one) for one in members]
+        return torch.stack([one.cpu() for one in sums]).sum(0)
+
+    def _along(self, name: str, dim: int) -> torch.Tensor:
+        if (name, dim) not in self._known:
+            self._known[name, dim] = power_sum(self._graph.constant(name), dim, self._order)
+        return self._known[name, dim]
+
+
+def power_sum(tensor: torch.Tensor, dim: int, order: int) -> torch.Tensor:
+    """Return Σ |w|^order over all dimensions but one: float64, one number for each of its indices.
+
+    No weight is copied.
     """
     values = tensor.detach()
     if not (values.is_floating_point() or values.is_complex()):
         values = values.to(torch.float64)
-    others = [dim for dim in range(values.dim()) if dim != member.dim]
+    others = [other for other in range(values.dim()) if other != dim]
     if others and values.numel():
         wide = torch.complex128 if values.is_complex() else torch.float64
         sums = torch.linalg.vector_norm(values, order, dim=others, dtype=wide)
     else:
         sums = values.abs().to(torch.float64) if not others else values.new_zeros(
-            values.shape[member.dim], dtype=torch.float64
+            values.shape[dim], dtype=torch.float64
         )
-    return _gathered(sums**order, member)
-
-
-def group_power_sum(
-    graph: GraphModule, members: Iterable[Member], order: int
-) -> torch.Tensor:
-    """Return Σ |w|^order over the weights of each channel in all of these members."""
-    sums = [power_sum(graph.constant(member.constant), member, order) for member in members]
-    return torch.stack([one.cpu() for one in sums]).sum(0)
+    return sums**order
 
 
 def _gathered(sums: torch.Tensor, member: Member) -> torch.Tensor:

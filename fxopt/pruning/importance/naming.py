@@ -15,7 +15,7 @@ from fxopt.pruning.importance.gradients import Hessian, Taylor
 from fxopt.pruning.importance.magnitude import L1, L2, Lamp
 from fxopt.pruning.importance.median import GeometricMedian
 from fxopt.pruning.importance.norms import BnScale
-from fxopt.registry import _parse, make
+from fxopt.registry import make, parse
 
 BY_NAME: dict[str, type] = {
     kind.name: kind
@@ -49,7 +49,7 @@ def importance_of(spec: Any) -> Importance:
 
 
 def _named(spec: str) -> Importance:
-    name, options = _parse(spec, "importance")
+    name, options = parse(spec, "importance")
     if ":" in name:
         found = load_object(name)
         if not isinstance(found, type):

@@ -17,7 +17,7 @@ import torch
 from fxopt.channels.groups import Family, Role
 from fxopt.errors import FxoptError
 from fxopt.graph_module import GraphModule
-from fxopt.pruning.importance.members import group_power_sum
+from fxopt.pruning.importance.members import PowerSums
 from fxopt.pruning.importance.normalization import Normalized
 
 
@@ -60,7 +60,8 @@ class BnScale(Normalized):
 
     def measure(self, graph: GraphModule, families: Sequence[Family]) -> list[torch.Tensor]:
         """Return mean |γ| per channel."""
-        return [group_power_sum(graph, _scales(f), 1) / _places(f) for f in families]
+        powers = PowerSums(graph, 1)
+        return [powers.of(_scales(one)) / _places(one) for one in families]
 
 
 def _scales(family: Family) -> list[Any]:
