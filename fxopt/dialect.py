@@ -211,8 +211,9 @@ def _retarget_nodes(graph: GraphModule, move: Callable[[Any], Any]) -> None:
         elif node.op == "call_function":
             node.args = fx.node.map_aggregate(node.args, move)
             node.kwargs = fx.node.map_aggregate(node.kwargs, move)
-            written = node.target is aten.copy_.default
-            if not written and not isinstance(node.target, HigherOrderOperator):
+            if isinstance(node.target, HigherOrderOperator):
+                node.meta["val"] = fx.node.map_aggregate(node.meta["val"], move)
+            elif node.target is not aten.copy_.default:
                 node.meta["val"] = infer(node.target, node.args, node.kwargs, mode)
 
 

@@ -19,27 +19,27 @@ def families_of(follower: Follower) -> tuple[Family, ...]:
         for dim, ids in enumerate(along)
         if ids is not None
     ]
-    roots = [_free_roots(follower, ids) for _, _, ids in places]
-    standing = _standing(roots)
-    computed = _computed(follower)
-    computing = _computing(computed)
+    computed = [
+        (node.name, dim, ids, str(node.meta.get("path") or node.name))
+        for node, dim, ids in follower.computed
+    ]
+    roots = [_free_roots(follower, place[2]) for place in (*places, *computed)]
     heads = {root for ids in follower.batches for root in _free_roots(follower, ids).tolist()}
     found = []
-    for signature, channels in standing.items():
+    for signature, channels in _standing(roots).items():
+        standing = {index: positions_of(roots[index], channels) for index, _ in signature}
         members = tuple(
-            Member(
-                places[place][0], places[place][1], follower.role_of(places[place][2]),
-                positions_of(roots[place], channels),
-            )
-            for place, _ in signature
-        )  # fmt: skip
+            Member(*places[index][:2], follower.role_of(places[index][2]), positions)
+            for index, positions in standing.items()
+            if index < len(places)
+        )
         if not any(member.role is Role.OUTPUT for member in members):
             continue  # no layer computes them: there is nothing to save
-        by = [computed[index] for index in computing.get(int(channels[0]), ())]
+        by = [index for index in standing if index >= len(places)]
         appearances = tuple(
-            Appearance(node, dim, positions_of(seen, channels)) for node, _, dim, seen in by
+            Appearance(*computed[index - len(places)][:2], standing[index]) for index in by
         )
-        layers = tuple(dict.fromkeys(path for _, path, _, _ in by))
+        layers = tuple(dict.fromkeys(computed[index - len(places)][3] for index in by))
         kind = "heads" if int(channels[0]) in heads else "channels"
         found.append(Family(_name(layers), layers, len(channels), members, appearances, kind))
     return tuple(_numbered(found))
@@ -53,8 +53,10 @@ def _free_roots(follower: Follower, ids: Ids) -> Ids:
 def _standing(roots: list[Ids]) -> dict[tuple[tuple[int, int], ...], Ids]:
     """Group classes by where they stand: (place, how often) of each."""
     found = [ids[ids >= 0] * len(roots) + place for place, ids in enumerate(roots)]
-    keys, counts = np.unique(np.concatenate([np.zeros(0, np.int64), *found]), return_counts=True)
-    classes, places = np.divmod(keys, max(len(roots), 1))
+    if not any(len(one) for one in found):
+        return {}
+    keys, counts = np.unique(np.concatenate(found), return_counts=True)
+    classes, places = np.divmod(keys, len(roots))
     starts = np.flatnonzero(np.diff(classes, prepend=-1))
     ends = np.append(starts[1:], len(classes))
     signatures: dict[tuple[tuple[int, int], ...], list[int]] = {}
@@ -62,22 +64,6 @@ def _standing(roots: list[Ids]) -> dict[tuple[tuple[int, int], ...], Ids]:
         key = tuple(zip(places[start:end].tolist(), counts[start:end].tolist(), strict=True))
         signatures.setdefault(key, []).append(int(classes[start]))
     return {key: np.array(channels) for key, channels in signatures.items()}
-
-
-def _computed(follower: Follower) -> list[tuple[str, str, int, Ids]]:
-    return [
-        (node.name, str(node.meta.get("path") or node.name), dim, _free_roots(follower, ids))
-        for node, dim, ids in follower.computed
-    ]
-
-
-def _computing(computed: list[tuple[str, str, int, Ids]]) -> dict[int, list[int]]:
-    """Map each class to the values, by their place in the list, that it stands in."""
-    found: dict[int, list[int]] = {}
-    for index, (_, _, _, seen) in enumerate(computed):
-        for root in np.unique(seen[seen >= 0]).tolist():
-            found.setdefault(root, []).append(index)
-    return found
 
 
 def positions_of(roots: Ids, wanted: Ids) -> Positions:

@@ -19,7 +19,7 @@ from fxopt.channels.analysis import Channels
 from fxopt.channels.follower import arguments
 from fxopt.channels.partition import Ids, Mask
 from fxopt.graph_module import GraphModule
-from fxopt.rewrite import Rewriter
+from fxopt.rewrite import Rewriter, fuel
 from fxopt.shapes import rank_of, shape_of
 
 aten = torch.ops.aten
@@ -32,7 +32,8 @@ def zeroed(channels: Channels, gone: Mask, *, reduce_kept: bool = False) -> Grap
     channels reduce those that stay.
     """
     graph = channels.graph.copy()
-    rewriter = Rewriter(graph)
+    with fuel(None):  # a reference is no rewrite that bisection counts
+        rewriter = Rewriter(graph)
     nodes = {node.name: node for node in graph.graph.nodes}
     for reader, position, dim in channels.follower.read:
         original = _operand(reader, position)

@@ -141,6 +141,8 @@ class Selection:
         """Return how many of the lowest channels of a group fall on each of its families."""
         sizes = [self.families[index].channels for index in group]
         limits = [math.floor(self.wish.max_ratio * size) for size in sizes]
+        if not group:
+            return []
         if len(group) == 1:
             return [min(round_half_up(ratio * sizes[0]), limits[0])]
         values, owners = [], []
