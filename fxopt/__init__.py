@@ -20,11 +20,14 @@ from fxopt.errors import (
     VerifyError,
 )
 from fxopt.explain import explain
+from fxopt.finetuning import FineTuned, finetune, reestimate_batch_norms
 from fxopt.graph_module import GraphModule
 from fxopt.network import to_networkx
 from fxopt.picture import visualize
 from fxopt.profile import Profile, profile
+from fxopt.pruning.recipe import prune
 from fxopt.rules import Rule, RuleSet, Value, apply_rules, new_constant, rule
+from fxopt.sensitivity import Sensitivity, sensitivity
 
 __version__ = "0.1.0"
 
@@ -36,6 +39,7 @@ __all__ = [
     "Comparison",
     "CompiledModel",
     "DialectError",
+    "FineTuned",
     "FxoptError",
     "GraphModule",
     "LoweringError",
@@ -45,6 +49,7 @@ __all__ = [
     "Rule",
     "RuleError",
     "RuleSet",
+    "Sensitivity",
     "ShapeError",
     "Value",
     "VerifyError",
@@ -57,13 +62,17 @@ __all__ = [
     "default_passes",
     "dialect",
     "explain",
+    "finetune",
     "load",
     "lower",
     "new_constant",
     "optimize",
     "passes",
     "profile",
+    "prune",
+    "reestimate_batch_norms",
     "rule",
+    "sensitivity",
     "testing",
     "to_networkx",
     "visualize",

@@ -18,15 +18,19 @@ from fxopt.passes.merge_moves import MergeMoves
 from fxopt.passes.merge_parallel_layers import MergeParallelLayers
 from fxopt.passes.merge_parts import MergeParts
 from fxopt.passes.move_permutes import MovePermutes
+from fxopt.passes.prune_channels import PruneChannels
 from fxopt.passes.remove_dead_nodes import RemoveDeadNodes
 from fxopt.passes.remove_expands import RemoveExpands
 from fxopt.passes.remove_no_ops import RemoveNoOps
+from fxopt.passes.remove_residual_blocks import RemoveResidualBlocks
+from fxopt.passes.remove_zero_channels import RemoveZeroChannels
 from fxopt.passes.replace_einsum import ReplaceEinsum
 from fxopt.passes.replace_pools import ReplacePools
 from fxopt.passes.replace_shuffles import ReplaceShuffles
 from fxopt.passes.replace_slices import ReplaceSlices
 from fxopt.passes.simplify import Simplify
 from fxopt.passes.sink_permutes import SinkPermutes
+from fxopt.passes.sparsify_weights import SparsifyWeights
 
 DEFAULT: tuple[Pass, ...] = (
     RemoveDeadNodes(),  # first, so that a user that nobody needs holds no fusion back
@@ -75,13 +79,17 @@ __all__ = [
     "MergeParallelLayers",
     "MergeParts",
     "MovePermutes",
+    "PruneChannels",
     "RemoveDeadNodes",
     "RemoveExpands",
     "RemoveNoOps",
+    "RemoveResidualBlocks",
+    "RemoveZeroChannels",
     "ReplaceEinsum",
     "ReplacePools",
     "ReplaceShuffles",
     "ReplaceSlices",
     "Simplify",
     "SinkPermutes",
+    "SparsifyWeights",
 ]
