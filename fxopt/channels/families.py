@@ -23,7 +23,8 @@ def families_of(follower: Follower) -> tuple[Family, ...]:
         (node.name, dim, ids, str(node.meta.get("path") or node.name))
         for node, dim, ids in follower.computed
     ]
-    roots = [_free_roots(follower, place[2]) for place in (*places, *computed)]
+    vectors = [*(ids for _, _, ids in places), *(ids for _, _, ids, _ in computed)]
+    roots = [_free_roots(follower, ids) for ids in vectors]
     heads = {root for ids in follower.batches for root in _free_roots(follower, ids).tolist()}
     found = []
     for signature, channels in _standing(roots).items():

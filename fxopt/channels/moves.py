@@ -378,11 +378,22 @@ def _reshape(follow: Follower, node: fx.Node) -> Along:
         tracked = [dim for dim in inner if along[dim] is not None]
         if not tracked:
             continue
-        kept = _most_channels(follow, node, tracked, along)
-        dim, ids = _regrouped(follow, node, str(number), kept, along, before, after, inner, outer)
-        if dim is not None:
-            found[dim] = ids
+        dim = _most_channels(follow, node, tracked, along)
+        grid = _grid(along[dim], [before[d] for d in inner], inner.index(dim))
+        grid = grid.reshape([after[d] for d in outer])
+        axis, ids = _read_off(follow, node, f"block {number}", grid)
+        if axis is not None and isinstance(shape_of(node)[outer[axis]], int):
+            found[outer[axis]] = ids
+        elif axis is not None:
+            follow.freeze(node, ids, "a reshape merges them with a dimension of unknown size")
     return tuple(found)
+
+
+def _grid(ids: Ids | None, sizes: list[int], axis: int) -> Ids:
+    """Return a grid of these sizes that holds identities along one axis, repeated along others."""
+    assert ids is not None
+    spread = [size if place == axis else 1 for place, size in enumerate(sizes)]
+    return np.ascontiguousarray(np.broadcast_to(ids.reshape(spread), sizes))
 
 
 def blocks(before: list[int], after: list[int]) -> Iterator[tuple[list[int], list[int]]]:
@@ -417,39 +428,22 @@ def _most_channels(follow: Follower, node: fx.Node, tracked: list[int], along: A
     return kept
 
 
-def _regrouped(
-    follow: Follower,
-    node: fx.Node,
-    place: str,
-    dim: int,
-    along: Along,
-    before: list[int],
-    after: list[int],
-    inner: list[int],
-    outer: list[int],
+def _read_off(
+    follow: Follower, node: fx.Node, place: str, grid: Ids
 ) -> tuple[int | None, Ids | None]:
-    """Return along which dimension of the result the channels of one dimension vary, and how."""
-    ids = along[dim]
-    assert ids is not None
-    sizes = [before[d] for d in inner]
-    spread = [len(ids) if d == dim else 1 for d in inner]
-    grid = np.broadcast_to(ids.reshape(spread), sizes).reshape([after[d] for d in outer])
-    roots = follow.partition.roots(np.ascontiguousarray(grid))
-    varies = [axis for axis in range(len(outer)) if _differs(roots, axis)]
-    shape = [grid.shape[axis] if axis in varies else 1 for axis in range(len(outer))]
+    """Return along which axis of a grid its identities vary, and those along it.
+
+    Where they vary along several, one is chosen, and they are tied along the others.
+    """
+    roots = follow.partition.roots(grid)
+    varies = [axis for axis in range(grid.ndim) if _differs(roots, axis)]
     if not varies:
-        follow.freeze(node, ids, "they go together, and one has to stay")
+        follow.freeze(node, grid.reshape(-1), "they go together, and one has to stay")
         return None, None
-    seen = grid[tuple(slice(None) if axis in varies else slice(1) for axis in range(len(outer)))]
-    flat = np.ascontiguousarray(seen).reshape(-1)
+    seen = grid[tuple(slice(None) if axis in varies else slice(1) for axis in range(grid.ndim))]
     if len(varies) == 1:
-        axis, kept = varies[0], flat
-    else:
-        axis, kept = follow.split(node, place, flat, shape)
-    if not isinstance(shape_of(node)[outer[axis]], int):
-        follow.freeze(node, kept, "a reshape merges them with a dimension of unknown size")
-        return None, None
-    return outer[axis], kept
+        return varies[0], np.ascontiguousarray(seen).reshape(-1)
+    return follow.split(node, place, np.ascontiguousarray(seen).reshape(-1), seen.shape)
 
 
 def _differs(roots: Ids, axis: int) -> bool:
