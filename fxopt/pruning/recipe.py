@@ -44,13 +44,14 @@ def prune(
     if steps < 1:
         raise OptionError(f"steps must be a whole number from 1 on, not {steps!r}.")
     rise = _schedule(schedule)
-    graph, done = model_or_graph, 0.0
+    graph, left = model_or_graph, 1.0  # the share that is left
     for step in range(1, steps + 1):
-        goal = ratio * rise(step / steps)
-        share = (goal - done) / (1 - done) if done < 1 else 0.0
-        one = make(classes("passes")["prune-channels"], {**options, "ratio": max(share, 0.0)})
+        goal = 1.0 - ratio * rise(step / steps)
+        share = 1.0 - goal / left if left > goal else 0.0
+        one = make(classes("passes")["prune-channels"], {**options, "ratio": share})
         graph = optimize(graph, example_inputs, passes=[one], dynamic_shapes=dynamic_shapes)
-        done, example_inputs, dynamic_shapes = goal, None, None
+        left *= _left(graph, options.get("of", "channels"), goal / left)
+        example_inputs, dynamic_shapes = None, None
         trained = between(graph) if between is not None else None
         graph = graph if trained is None else _graph(trained)
     assert isinstance(graph, GraphModule)
@@ -64,6 +65,17 @@ def record_of(graph: GraphModule) -> PruningRecord:
         if isinstance(step.details, PruningRecord):
             return step.details
     raise OptionError("This graph was not pruned: fxopt.prune(model, inputs) does.")
+
+
+def _left(graph: GraphModule, of: str, wished: float) -> float:
+    """Return the share that the last step left, after rounding; where it is not counted, the wish.
+    """
+    details = graph.story.steps[-1].details
+    if not isinstance(details, PruningRecord):
+        return 1.0
+    pairs = {"channels": details.channels, "macs": details.macs, "params": details.parameters}
+    before, after = pairs.get(of, (0, 0))
+    return after / before if before else wished
 
 
 def _schedule(schedule: str | Callable[[float], float]) -> Callable[[float], float]:
