@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 import fxopt
 from fxopt.graph_module import GraphModule
-from fxopt.rewrite import Rewriter, fuel
+from fxopt.rewrite import Mend, Rewriter, fuel
 from fxopt.text import graph_text
 
 aten = torch.ops.aten
@@ -182,3 +184,51 @@ def test_how_a_constant_was_made_is_kept_for_those_made_of_it(graph: GraphModule
     rewriter.result()
     assert [recipe.name for recipe in graph.info.recipes] == names
     assert names[0] not in graph.constants() and names[1] in graph.constants()
+
+
+def narrow(rewriter: Rewriter, graph: GraphModule, width: int) -> Mend:
+    """Cut the first linear's outputs, and what the second reads."""
+
+    def cut(dim: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        return lambda tensor: tensor.narrow(dim, 0, width)
+
+    def mend(node: fx.Node) -> fx.Node | None:
+        dims = {"a.weight": 0, "a.bias": 0, "b.weight": 1}
+        if node.op != "get_attr" or node.target not in dims:
+            return None
+        return rewriter.constant(cut(dims[str(node.target)]), [node], name="cut", before=node)
+
+    return mend
+
+
+def test_resize_changes_sizes_through_the_graph(graph: GraphModule) -> None:
+    rewriter = Rewriter(graph)
+    assert rewriter.resize(narrow(rewriter, graph, 2))
+    result = rewriter.result()
+    assert result.rewrites == 1
+    assert set(result.changed) >= {"linear", "relu"}
+    assert result.erased == ("a_weight", "a_bias", "b_weight")
+    assert [tuple(node.meta["val"].shape) for node in graph.find(aten.relu.default)] == [(2, 2)]
+    fxopt.dialect.check(graph)
+    assert graph(torch.randn(2, 4)).shape == (2, 3)
+
+
+def test_resize_refuses_another_output(graph: GraphModule) -> None:
+    rewriter = Rewriter(graph)
+
+    def mend(node: fx.Node) -> fx.Node | None:
+        if node.target not in ("b.weight", "b.bias"):
+            return None
+        return rewriter.constant(lambda tensor: tensor[:2], [node], name="cut", before=node)
+
+    with pytest.raises(ValueError, match="linear_1, which the graph returns, would change"):
+        rewriter.resize(mend)
+
+
+def test_resize_obeys_fuel(graph: GraphModule) -> None:
+    text = graph_text(graph)
+    with fuel(0):
+        rewriter = Rewriter(graph)
+        assert not rewriter.resize(narrow(rewriter, graph, 2))
+        assert not rewriter.result().modified
+    assert graph_text(graph) == text

@@ -16,7 +16,8 @@ from fxopt.pruning.recipe import record_of
 @pytest.fixture
 def model() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 3))
+    one, two, three = nn.Linear(6, 64), nn.Linear(64, 32), nn.Linear(32, 3)
+    return nn.Sequential(one, nn.ReLU(), two, nn.ReLU(), three)
 
 
 @pytest.fixture
