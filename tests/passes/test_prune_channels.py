@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -348,3 +349,43 @@ def test_bisection_can_stop_it(model: nn.Module, x: torch.Tensor) -> None:
     with fuel(0):
         assert not PruneChannels().run(graph).modified
     assert str(graph) == text
+
+
+def test_latency_is_measured_as_compiled(
+    model: nn.Module, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a stopwatch says decides; here it says the share of the channels that stay."""
+    from fxopt.pruning.latency import Stopwatch
+
+    asked: list[float] = []
+
+    def share(self: Stopwatch, gone: Any) -> float:
+        asked.append(1 - gone.sum() / 60)
+        return asked[-1]
+
+    monkeypatch.setattr(Stopwatch, "__call__", share)
+    _, record = pruned(model, x, ratio=0.25, of="latency")
+    assert len(asked) == 8  # the whole, the least, and six trials between
+    assert 44 <= record.channels[1] <= 45
+
+
+def test_a_stopwatch_runs_both(model: nn.Module, x: torch.Tensor) -> None:
+    from fxopt.channels import Channels
+    from fxopt.pruning.latency import Stopwatch
+
+    channels = Channels(fxopt.capture(model, x))
+    watch = Stopwatch(channels, "eager")
+    gone = np.zeros(len(channels.partition), np.bool_)
+    assert watch(gone) == 1.0
+    gone[channels.ids_of(channels.families[0])[:8]] = True
+    assert 0.0 < watch(gone) < 10.0
+
+
+@pytest.mark.parametrize("kinds", [("heads",), ("channels",)])
+def test_heads_alone_or_channels_alone(kinds: tuple[str, ...]) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 4, 24, batch_first=True).eval()
+    _, record = pruned(noisy(layer), torch.randn(2, 5, 16), kinds=kinds)
+    assert sorted(one.before - one.after for one in record.widths) == (
+        [0, 2] if kinds == ("heads",) else [0, 12]
+    )
