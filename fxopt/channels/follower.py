@@ -152,10 +152,13 @@ class Follower:
         return known[0]
 
     def reduce(self, node: fx.Node, ids: Ids | None, text: str) -> None:
-        """Say that a mean or norm over these makes removal approximate: frozen, unless asked."""
+        """Say that a mean or norm over these makes removal approximate: frozen, unless asked.
+
+        In the computation of a weight they are frozen in any case: its value can be cut exactly.
+        """
         if ids is None:
             return
-        if self.reduced:
+        if self.reduced and not self.is_weight(node):
             self.reductions.append((node, text, ids))
         else:
             self.freeze(node, ids, text)
