@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from fxopt.channels import contractions, elementwise, moves, norms
+from fxopt.channels import contractions, elementwise, moves, norms, recurrent
 from fxopt.channels.families import families_of
 from fxopt.channels.follower import Along, Follower, Site
 from fxopt.channels.groups import Family
@@ -18,7 +18,8 @@ from fxopt.errors import OptionError
 from fxopt.graph_module import GraphModule
 
 HEADS = ("heads", "width")
-_FOLLOWED = (contractions, elementwise, moves, norms)  # importing them registers the operators
+# importing them registers the operators
+_FOLLOWED = (contractions, elementwise, moves, norms, recurrent)
 _ROUNDS = 8
 _WEIGHT = {"frozen": 2, "disliked": 1}
 _FEW = 3  # a factor so small is taken only where attention asks for it

@@ -279,6 +279,29 @@ class Follower:
         return self.constants[name]
 
 
+_LISTS: dict[Any, int] = {
+    torch.ops.aten.einsum.default: 1, torch.ops.aten.lstm.input: 2, torch.ops.aten.gru.input: 2,
+    torch.ops.aten.rnn_tanh.input: 2, torch.ops.aten.rnn_relu.input: 2,
+}  # fmt: skip
+
+
+def operand(node: fx.Node, position: int) -> Any:
+    """Return what a contraction reads: its argument at a position, or one of its list of them."""
+    place = _LISTS.get(node.target)
+    return node.args[position] if place is None else node.args[place][position]  # type: ignore[index]
+
+
+def with_operand(node: fx.Node, position: int, value: fx.Node) -> tuple[Any, ...]:
+    """Return the arguments of a contraction with another operand; see `operand`."""
+    place = _LISTS.get(node.target)
+    args: list[Any] = list(node.args)
+    if place is None:
+        args[position] = value
+    else:
+        args[place] = [*args[place][:position], value, *args[place][position + 1 :]]
+    return tuple(args)
+
+
 def arguments(node: fx.Node) -> tuple[Any, ...]:
     """Return the positional arguments of a call, as plain values."""
     return node.args

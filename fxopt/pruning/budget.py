@@ -6,6 +6,7 @@ constant's elements to each of its dimensions. So no graph has to be built to kn
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -14,9 +15,11 @@ from torch import fx
 
 from fxopt.channels.analysis import Channels
 from fxopt.channels.contractions import CONVOLUTIONS, TRANSPOSED
-from fxopt.channels.follower import Along, arguments
+from fxopt.channels.follower import Along, arguments, operand
 from fxopt.channels.partition import Ids, Mask
+from fxopt.channels.recurrent import GATES, steps_of
 from fxopt.cost import macs
+from fxopt.shapes import rank_of, shape_of
 
 KINDS = ("channels", "macs", "params", "bytes", "latency")
 
@@ -55,13 +58,17 @@ def _macs(channels: Channels) -> Iterator[tuple[float, list[Ids]]]:
     """Yield the multiplications of each call, and the dimensions they are proportional to."""
     read: dict[fx.Node, list[Ids]] = {}
     for node, position, dim in channels.follower.read:
-        operands = arguments(node)[1] if isinstance(arguments(node)[0], str) else arguments(node)
-        ids = channels.along(operands[position])[dim]
+        ids = channels.along(operand(node, position))[dim]
         if ids is not None:
             read.setdefault(node, []).append(ids)
     for node, along in channels.values():
         if node.op == "call_function" and (count := macs(node)):
             yield float(count), [*_present(along), *_inner(channels, node, read.get(node, []))]
+    for node in channels.graph.find(*GATES):
+        for weight in arguments(node)[2]:
+            if rank_of(weight) == 2:
+                size = steps_of(node) * math.prod(shape_of(weight))
+                yield float(size), _present(channels.along(weight))
 
 
 def _inner(channels: Channels, node: fx.Node, read: list[Ids]) -> list[Ids]:

@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from fxopt.channels.analysis import Channels
-from fxopt.channels.follower import arguments
+from fxopt.channels.follower import arguments, operand, with_operand
 from fxopt.channels.partition import Ids, Mask
 from fxopt.graph_module import GraphModule
 from fxopt.rewrite import Rewriter, fuel
@@ -36,7 +36,7 @@ def zeroed(channels: Channels, gone: Mask, *, reduce_kept: bool = False) -> Grap
         rewriter = Rewriter(graph)
     nodes = {node.name: node for node in graph.graph.nodes}
     for reader, position, dim in channels.follower.read:
-        original = _operand(reader, position)
+        original = operand(reader, position)
         ids = channels.along(original)[dim]
         if ids is None:
             continue
@@ -113,29 +113,15 @@ def _index(rewriter: Rewriter, places: Ids, before: fx.Node) -> fx.Node:
     return rewriter.constant(lambda: values, [], name=f"{before.name}_kept", before=before)
 
 
-def _operand(reader: fx.Node, position: int) -> Any:
-    """Return the tensor that a contraction reads at a position; an einsum holds a list of them."""
-    if isinstance(arguments(reader)[0], str):
-        return arguments(reader)[1][position]
-    return arguments(reader)[position]
-
-
 def _zero(
-    rewriter: Rewriter, reader: fx.Node, position: int, operand: fx.Node, dim: int, lost: Mask
+    rewriter: Rewriter, reader: fx.Node, position: int, read: fx.Node, dim: int, lost: Mask
 ) -> None:
     """Let `reader` read zero at these indices of one dimension of one operand."""
-    shape = [len(lost) if d == dim else 1 for d in range(rank_of(operand))]
+    shape = [len(lost) if d == dim else 1 for d in range(rank_of(read))]
     values = torch.from_numpy(np.ascontiguousarray(lost)).reshape(shape)
     mask = rewriter.constant(lambda: values, [], name=f"{reader.name}_gone", before=reader)
-    current = _operand(reader, position)  # perhaps zeroed along another dimension before
+    current = operand(reader, position)  # perhaps zeroed along another dimension before
     zero = rewriter.insert(
         aten.masked_fill.Scalar, current, mask, 0, before=reader, like=current, origin=reader
     )
-    args: tuple[Any, ...]
-    if isinstance(arguments(reader)[0], str):
-        operands: Any = list(arguments(reader)[1])
-        operands[position] = zero
-        args = (arguments(reader)[0], operands, *arguments(reader)[2:])
-    else:
-        args = (*arguments(reader)[:position], zero, *arguments(reader)[position + 1 :])
-    rewriter.update(reader, args)
+    rewriter.update(reader, with_operand(reader, position, zero))

@@ -305,6 +305,22 @@ def _sum(run: _WithUnknowns, target: Any, args: Any, kwargs: Any) -> torch.Tenso
     return _mask(target(_zero(x), *rest, **kwargs), target(_known(x), *rest, **kwargs))
 
 
+def _recurrent(run: _WithUnknowns, target: Any, args: Any, kwargs: Any) -> Any:
+    """Units whose rows are gone are unknown in what leaves; inside, nobody reads them."""
+    x, state, weights, has_biases, layers, _, _, is_bidirectional, _ = args
+    states = [_zero(one) for one in state] if isinstance(state, list) else _zero(state)
+    found = target(_zero(x), states, [_zero(one) for one in weights], *args[3:], **kwargs)
+    per_layer = 4 if has_biases else 2
+    if len(weights) != per_layer * layers * (2 if is_bidirectional else 1):
+        return target(*args, **kwargs)  # projected: nothing is ever removed
+    recurrent = weights[1::per_layer]  # one for each layer and direction, as states stand
+    gone = torch.stack([_all_of(w, 0).view(-1, w.shape[1]).all(0) for w in recurrent])
+    last = gone[-2:].reshape(-1) if is_bidirectional else gone[-1]
+    output = torch.where(last, torch.full_like(found[0], NAN), found[0])
+    rest = [torch.where(gone[:, None], torch.full_like(one, NAN), one) for one in found[1:]]
+    return (output, *rest)
+
+
 _CONTRACTIONS: dict[Any, Callable[..., torch.Tensor]] = {
     aten.linear.default: _linear,
     aten.conv1d.default: _convolution(False, 6),
@@ -320,6 +336,9 @@ _CONTRACTIONS: dict[Any, Callable[..., torch.Tensor]] = {
     aten.baddbmm.default: _product(1, 2, base=0),
     aten.einsum.default: _einsum,
     aten.scaled_dot_product_attention.default: _attention,
+    aten.lstm.input: _recurrent,
+    aten.gru.input: _recurrent,
+    aten.rnn_tanh.input: _recurrent,
     aten.sum.default: _sum,
     aten.sum.dim_IntList: _sum,
 }

@@ -458,3 +458,35 @@ def batch_of_one_squeezed() -> nn.Module:
         y = m.a(x).squeeze(0)
         return m.c(F.relu(y * y.mean((1, 2), keepdim=True)).unsqueeze(0))
     return Net(forward, a=conv(3, 8), c=conv(8, 5))
+
+
+@table(TOKENS, shrinks="a lstm.weight_hh_l0@1", keeps={"c": IS_OUTPUT})
+def lstm() -> nn.Module:
+    """A recurrent layer: its weights are blocks of four gates."""
+    return Net(lambda m, x: m.c(m.lstm(m.a(x))[0]),
+               a=nn.Linear(6, 8), lstm=nn.LSTM(8, 6, batch_first=True), c=nn.Linear(6, 5))
+
+
+@table(TOKENS, shrinks="a lstm.weight_ih_l1_reverse@1", keeps={"c": IS_OUTPUT})
+def deep_lstm_in_both_directions() -> nn.Module:
+    """All layers and directions share one width, and the next layer reads two of them."""
+    def forward(m: Net, x: torch.Tensor) -> torch.Tensor:
+        y, (h, _) = m.lstm(F.relu(m.a(x)))
+        return m.c(torch.cat([y[-1], h[-1]], 1))
+    lstm = nn.LSTM(8, 6, num_layers=2, bidirectional=True)
+    return Net(forward, a=nn.Linear(6, 8), lstm=lstm, c=nn.Linear(18, 5))
+
+
+@table(TOKENS, shrinks="gru.weight_hh_l0@1", keeps={"c": IS_OUTPUT})
+def gru_with_a_state() -> nn.Module:
+    """The first state is computed by a layer, whose rows go with the units."""
+    def forward(m: Net, x: torch.Tensor) -> torch.Tensor:
+        return m.c(m.gru(x, m.first(x[0])[None])[1][0])
+    return Net(forward, gru=nn.GRU(6, 8), first=nn.Linear(6, 8), c=nn.Linear(8, 5))
+
+
+@table(TOKENS, shrinks="", keeps={"c": IS_OUTPUT})
+def projected_lstm() -> nn.Module:
+    """An LSTM whose state is projected is left alone."""
+    return Net(lambda m, x: m.c(m.lstm(m.a(x))[0]),
+               a=nn.Linear(6, 8), lstm=nn.LSTM(8, 6, proj_size=4), c=nn.Linear(4, 5))

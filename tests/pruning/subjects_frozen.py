@@ -111,13 +111,6 @@ def condition() -> nn.Module:
     return _around(choose)
 
 
-@table((2, 4, 6), shrinks="", keeps={"a": "a recurrent layer reads it", "c": IS_OUTPUT})
-def lstm() -> nn.Module:
-    """A recurrent layer: its weights are blocks of four gates."""
-    return Net(lambda m, x: m.c(m.lstm(m.a(x))[0]),
-               a=nn.Linear(6, 8), lstm=nn.LSTM(8, 4, batch_first=True), c=nn.Linear(4, 5))
-
-
 @table(IMAGE, shrinks="a", keeps=WIDTH_STAYS)
 def sort_of_the_last_dimension() -> nn.Module:
     """A sort along the channels of a channels-last view."""
