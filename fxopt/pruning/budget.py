@@ -28,18 +28,15 @@ class Budget:
     """The cost of a graph, of one kind, as a function of which channels have gone."""
 
     def __init__(self, channels: Channels, kind: str) -> None:
-        self._partition = channels.partition
         terms = list(_macs(channels) if kind == "macs" else _elements(channels, kind == "bytes"))
         vectors: dict[int, Ids] = {id(ids): ids for _, along in terms for ids in along}
-        self._places = {key: place for place, key in enumerate(vectors)}
-        self._vectors = list(vectors.values())
-        self._terms = [(base, [self._places[id(ids)] for ids in along]) for base, along in terms]
+        places = {key: place for place, key in enumerate(vectors)}
+        self._roots = [channels.partition.roots(ids) for ids in vectors.values()]
+        self._terms = [(base, [places[id(ids)] for ids in along]) for base, along in terms]
 
     def __call__(self, gone: Mask) -> float:
         """Return the cost; `gone` says of each identity, by its root, whether it has gone."""
-        shares = [
-            1.0 - float(gone[self._partition.roots(ids)].mean()) for ids in self._vectors
-        ]
+        shares = [1.0 - float(gone[roots].mean()) for roots in self._roots]
         return float(
             sum(base * np.prod([shares[place] for place in places]) for base, places in self._terms)
         )

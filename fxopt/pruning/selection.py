@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from fxopt.channels.analysis import Channels
 from fxopt.channels.groups import Family, Role
-from fxopt.channels.partition import Mask
+from fxopt.channels.partition import Ids, Mask
 from fxopt.errors import OptionError, unknown_name
 from fxopt.pruning.budget import KINDS
 
@@ -56,6 +56,12 @@ class Selection:
         self._told |= {
             index: 0.0 for index, one in enumerate(self.families) if one.kind not in wish.kinds
         }
+        self._places = {
+            root: (index, place)
+            for index, ids in enumerate(self._ids)
+            for place, root in enumerate(ids.tolist())
+        }
+        self._dimensions = list(_dimensions(channels))
         self._order = [np.argsort(s, kind="stable") for s in scores]
 
     def removed(self, ratio: float) -> list[Mask]:
@@ -77,23 +83,13 @@ class Selection:
 
     def spare(self, removed: list[Mask]) -> list[Mask]:
         """Take back the most important channel wherever a dimension would be left empty."""
-        owner = np.full(len(self.channels.partition), -1)
-        place = np.zeros(len(self.channels.partition), np.int64)
-        for index, own in enumerate(self._ids):
-            owner[own], place[own] = index, np.arange(len(own))
         gone = self.gone(removed)
-        for _, along in self.channels.values():
-            for ids in along:
-                if ids is None:
-                    continue
-                roots = self.channels.partition.roots(ids)
-                if gone[roots].all():
-                    best = max(
-                        np.unique(roots).tolist(),
-                        key=lambda root: float(self.scores[int(owner[root])][place[root]]),
-                    )
-                    removed[int(owner[best])][place[best]] = False
-                    gone[best] = False
+        for roots in self._dimensions:
+            if gone[roots].all():
+                best = max(np.unique(roots).tolist(), key=lambda root: self._score(root))
+                index, place = self._places[best]
+                removed[index][place] = False
+                gone[best] = False
         return removed
 
     def at_budget(self, cost: Callable[[Mask], float], trials: int = _BISECTIONS) -> list[Mask]:
@@ -112,6 +108,10 @@ class Selection:
             else:
                 high, best = middle, trial
         return best
+
+    def _score(self, root: int) -> float:
+        index, place = self._places[root]
+        return float(self.scores[index][place])
 
     # -- how many -----------------------------------------------------------------------------
 
@@ -165,6 +165,17 @@ class Selection:
         if unit > 1 and count:
             left = max(unit, round_half_up(left / unit) * unit)
         return max(family.channels - max(left, least), 0)
+
+
+def _dimensions(channels: Channels) -> Iterator[Ids]:
+    """Yield the classes along each dimension of each value that channels may go from."""
+    seen: set[int] = set()
+    for _, along in channels.values():
+        for ids in along:
+            if ids is not None and id(ids) not in seen:
+                seen.add(id(ids))
+                if not channels.partition.is_frozen(ids).any():
+                    yield channels.partition.roots(ids)
 
 
 def round_half_up(value: float) -> int:
