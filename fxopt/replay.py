@@ -74,7 +74,7 @@ def remember_reads(
 
 def _digest(tensor: torch.Tensor) -> str:
     """Return a short text that other numbers do not have."""
-    plain = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    plain = tensor.detach().cpu().clone().contiguous().reshape(-1).view(torch.uint8)
     return hashlib.blake2b(plain.numpy().tobytes(), digest_size=16).hexdigest()
 
 

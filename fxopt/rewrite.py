@@ -85,6 +85,8 @@ class Rewriter:
         self._uncommitted: list[fx.Node] = []
         self._moved: list[tuple[fx.Node, fx.Node]] = []  # with what stood before them
         self._fuel = _fuel.get()
+        # a name stands for one value for ever: recipes tell how one follows from others
+        self._once_taken = {one.name for one in graph.info.recipes} | set(graph.info.held)
 
     # -- building -----------------------------------------------------------------------------
 
@@ -133,7 +135,7 @@ class Rewriter:
         """Register the constant `compute(*values of sources)` and return its get_attr node.
 
         The computation is recorded, so that new weights can be put through it again. The result is
-        a parameter where one of the sources is a parameter that requires grad, else a buffer.
+        a parameter where one of the sources is one, and requires grad where one of them does.
         `name` is a hint: a suffix makes it unique. `compute` must not write to its arguments.
         """
         values = [self.graph.value(node) for node in sources]
@@ -152,15 +154,16 @@ class Rewriter:
         origin: fx.Node | Iterable[fx.Node] | None = None,
     ) -> fx.Node:
         """Like `constant`, for a caller who has computed the tensor already."""
-        trainable = tensor.is_floating_point() and any(
-            isinstance(value, torch.nn.Parameter) and value.requires_grad
-            for value in map(self.graph.value, sources)
-        )
+        parameters = [
+            value for value in map(self.graph.value, sources)
+            if isinstance(value, torch.nn.Parameter) and tensor.is_floating_point()
+        ]
         memory = tensor.untyped_storage().data_ptr()
         if any(self.graph.value(n).untyped_storage().data_ptr() == memory for n in sources):
             tensor = tensor.clone()  # a view of its source: never two constants in one memory
-        if trainable:
-            tensor = torch.nn.Parameter(tensor)
+        if parameters:
+            trainable = any(value.requires_grad for value in parameters)
+            tensor = torch.nn.Parameter(tensor, requires_grad=trainable)
         unique = self._unique_name(name)
         self.graph.set_constant(unique, tensor)
         names = tuple(str(node.target) for node in sources)
@@ -375,7 +378,7 @@ class Rewriter:
 
     def _unique_name(self, hint: str) -> str:
         name, count = hint, 2
-        while self.graph.has_constant(name):
+        while self.graph.has_constant(name) or name in self._once_taken:
             name, count = f"{hint}_{count}", count + 1
         return name
 

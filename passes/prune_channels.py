@@ -55,6 +55,8 @@ class PruneChannels:
     kinds           "channels", "heads" (of attention), or both: ("heads",) prunes nothing else
     heads           what attention loses: whole heads, or the "width" of each
     residual        also remove channels that norms and means reduce, which is approximate
+    widths          the widths that shares are shares of, by family, where they are no longer the
+                    widths as they are: for pruning in steps
     """
 
     ratio: float = 0.5
@@ -70,6 +72,7 @@ class PruneChannels:
     heads: str = "heads"
     residual: bool = False
     backend: str = "eager"
+    widths: Mapping[str, int] = field(default_factory=dict)
 
     name: ClassVar[str] = "prune-channels"
     effect: ClassVar[Effect] = Effect.LOSSY
@@ -88,10 +91,11 @@ class PruneChannels:
         return folded.plus(result) if result.modified else result
 
     def _wish(self) -> Wish:
+        selection.check_overrides(self.overrides)
         overrides = {**self.overrides, **dict.fromkeys(self.keep, 0.0)}
         wish = Wish(
             self.ratio, self.scope, overrides, self.kinds, self.round_to, self.min_channels,
-            self.max_ratio,
+            self.max_ratio, self.widths,
         )  # fmt: skip
         selection.check(wish, self.of)
         return wish
@@ -100,5 +104,5 @@ class PruneChannels:
         if self.of == "channels":
             return chosen.spare(chosen.removed(self.ratio))
         if self.of == "latency":
-            return chosen.at_budget(Stopwatch(channels, self.backend), trials=6)
-        return chosen.at_budget(Budget(channels, self.of))
+            return chosen.at_budget(Stopwatch(channels, self.backend), self.of, trials=6)
+        return chosen.at_budget(Budget(channels, self.of), self.of)

@@ -4,8 +4,11 @@
     python tools/bench.py compile MODEL …     compile(backend="onnx") beside torch.onnx.export
     python tools/bench.py latency MODEL …     backends beside eager, interleaved rounds
     python tools/bench.py rules MODEL …       each rule: latency without it and with it
+    python tools/bench.py prune [MODEL …]     pruned networks: latency beside multiplications
 
-Models are named as in torchvision.models or timm, or `bert`: two layers of it. Times on a shared
+Models are named as in torchvision.models or timm, or `bert`: two layers of it. `prune` also takes
+`cifar-resnet56` and `cifar-vgg16`; without models it measures five networks, and writes
+docs/pruning-latency.md (`--out` names another file). `--prune` is the same. Times on a shared
 machine move by a third: compare the ratios, which come from interleaved rounds of one run.
 """
 
@@ -15,12 +18,15 @@ import argparse
 import gc
 import random
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+from pruning_latency import measure_pruning
 from rule_latency import measure_rules
 from subjects import subject
 from torch import fx
@@ -34,29 +40,37 @@ from fxopt.shapes import describe, fake_of, infer
 aten = torch.ops.aten
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    """Run the benchmark that the command line, or `arguments`, asks for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", choices=("scale", "compile", "latency", "rules"))
-    parser.add_argument("models", nargs="*", default=["resnet18", "mobilenet_v2"])
+    parser.add_argument("what", choices=("scale", "compile", "latency", "rules", "prune"))
+    parser.add_argument("models", nargs="*", metavar="MODEL")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--backends", nargs="+", default=["eager", "torchscript", "onnx"])
-    options = parser.parse_args()
+    parser.add_argument("--backends", nargs="+", metavar="BACKEND")
+    parser.add_argument("--out", type=Path, help="the file that the table of `prune` goes to")
+    given = sys.argv[1:] if arguments is None else arguments
+    options = parser.parse_args(["prune" if one == "--prune" else one for one in given])
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)
+    models = options.models or ["resnet18", "mobilenet_v2"]
+    backends = options.backends or ["eager", "torchscript", "onnx"]
     if options.what == "scale":
         scale(options.sizes)
     elif options.what == "compile":
-        for name in options.models:
+        for name in models:
             compile_beside_torch(name)
+    elif options.what == "prune":
+        backends = options.backends or ["eager", "onnx"]
+        measure_pruning(options.models, backends, options.rounds, options.threads, options.out)
     elif options.what == "rules":
-        measure_rules(options.models, options.backends, options.rounds, options.threads)
+        measure_rules(models, backends, options.rounds, options.threads)
     else:
-        for name in options.models:
-            latency(name, options.backends, options.rounds, options.threads)
+        for name in models:
+            latency(name, backends, options.rounds, options.threads)
 
 
 # -- scale -------------------------------------------------------------------------------------

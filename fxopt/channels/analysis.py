@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,6 @@ HEADS = ("heads", "width")
 # importing them registers the operators
 _FOLLOWED = (contractions, elementwise, moves, norms, recurrent)
 _ROUNDS = 8
-_WEIGHT = {"frozen": 2, "disliked": 1}
 _FEW = 3  # a factor so small is taken only where attention asks for it
 
 
@@ -98,45 +97,43 @@ class Channels:
 
 
 def _settled(graph: GraphModule, heads: str, reduced: bool) -> Follower:
-    """Walk until no site wants another factor, and return the walk with the fewest complaints."""
+    """Walk until no site wants another factor, and return the walk with the fewest complaints.
+
+    Every round tries a factor that a site has not had, so that it ends. Of walks that are alike the
+    last one is taken: it has what attention asked for.
+    """
     choices: dict[tuple[str, str], int] = {}
     tried: dict[tuple[str, str], dict[int, str]] = {}
     walks: list[tuple[int, Follower]] = []
     for _ in range(_ROUNDS):
         walk = Follower(graph, choices, heads=heads, reduced=reduced).walk()
-        complaints = _complaints(walk)
-        walks.append((sum(map(_WEIGHT.__getitem__, complaints.values())), walk))
-        wishes = dict(_wishes(walk, complaints, tried))
+        held = {key for key, site in walk.sites.items() if _is_held(walk, site)}
+        walks.append((2 * len(held) + len(walk.disliked), walk))
+        # what is held may be so only because of a factor that attention wants to see changed
+        wishes = dict(_wishes(walk, walk.disliked, "disliked", tried))
+        wishes = wishes or dict(_wishes(walk, held, "held", tried))
         if not wishes:
             break
         choices.update(wishes)
     return min(reversed(walks), key=lambda pair: pair[0])[1]
 
 
-def _complaints(walk: Follower) -> dict[tuple[str, str], str]:
-    """Return what is wrong with the factors that sites have: nothing can go, or nobody likes it."""
-    found = {}
-    for key, site in walk.sites.items():
-        held = walk.partition.is_frozen(site.ids)
-        if held.all() or len(np.unique(walk.partition.roots(site.ids[~held]))) < 2:
-            found[key] = "frozen"
-        elif key in walk.disliked:
-            found[key] = "disliked"
-    return found
+def _is_held(walk: Follower, site: Site) -> bool:
+    """Whether nothing can go along the factor that a site has."""
+    held = walk.partition.is_frozen(site.ids)
+    return bool(held.all()) or len(np.unique(walk.partition.roots(site.ids[~held]))) < 2
 
 
 def _wishes(
     walk: Follower,
-    complaints: Mapping[tuple[str, str], str],
+    keys: Iterable[tuple[str, str]],
+    complaint: str,
     tried: dict[tuple[str, str], dict[int, str]],
 ) -> Iterator[tuple[tuple[str, str], int]]:
-    """Yield the sites that want another factor than the one they have, and which."""
-    for key, complaint in complaints.items():
-        site = walk.sites[key]
-        marks = tried.setdefault(key, {})
-        marks.setdefault(site.chosen, complaint)
-        if complaint == "frozen":
-            marks[site.chosen] = complaint
+    """Yield those of these sites that want another factor than the one they have, and which."""
+    for key in sorted(keys):
+        site, marks = walk.sites[key], tried.setdefault(key, {})
+        marks[site.chosen] = complaint
         wish = _other(site, marks)
         if wish is not None and wish != site.chosen:
             yield key, wish

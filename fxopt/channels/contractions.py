@@ -151,6 +151,10 @@ def _within(
 @follows(aten.linear.default)
 def _linear(follow: Follower, node: fx.Node) -> Along:
     x, weight, bias = arguments(node)
+    if rank_of(weight) != 2 or (bias is not None and rank_of(bias) != 1):
+        found = follow.unknown(node, "it is not known how channels pass through such a linear")
+        assert isinstance(found, tuple)
+        return found
     *outer, entering = follow.of(x)
     made, read = follow.of(weight)
     follow.mark(made, Role.OUTPUT, weight=weight)
@@ -237,11 +241,13 @@ def _prefer(follow: Follower, batch: Along, matrix: Along) -> None:
 @follows(aten.scaled_dot_product_attention.default)
 def _attention(follow: Follower, node: fx.Node) -> Along:
     """softmax(q · kᵀ · scale + mask) · v, where q, k, v are [..., heads, length, width]"""
-    query, key, value, mask, *_ = arguments(node)
+    query, key, value, mask, _, is_causal, *_ = arguments(node)
     q, k, v = follow.of(query), follow.of(key), follow.of(value)
     for ids, meaning in ((q[-2], "queries"), (k[-2], "keys"), (v[-2], "values")):
         if ids is not None and meaning != "queries":
             follow.freeze(node, ids, f"they are the places of an attention's {meaning}")
+    if is_causal:
+        follow.freeze(node, q[-2], "a causal attention counts its queries")
     width = follow.join(node, q[-1], k[-1])
     follow.contract(node, 0, len(q) - 1)
     follow.contract(node, 1, len(k) - 1)

@@ -32,7 +32,7 @@ def _pointwise(follow: Follower, node: fx.Node) -> Along:
 @follows(
     aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default,
     aten.clone.default, aten.contiguous.default, aten.alias.default, aten.detach.default,
-    aten.to.dtype, aten.to.device, aten.to.other, aten.full_like.default, aten.bernoulli.p,
+    aten.to.dtype, aten.to.device, aten.to.other, aten.full_like.default,
 )  # fmt: skip
 def _same(follow: Follower, node: fx.Node) -> Along:
     """The first operand, element by element."""

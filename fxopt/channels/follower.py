@@ -24,6 +24,7 @@ from torch import fx
 
 from fxopt.channels.groups import Role
 from fxopt.channels.partition import Ids, Partition, Reason
+from fxopt.cost.call import operator_name
 from fxopt.graph_module import GraphModule
 
 Along = tuple[Ids | None, ...]  # for each dimension of a tensor, the identities along it
@@ -179,9 +180,17 @@ class Follower:
         if ids is not None:
             self.computed.append((node, dim, ids))
 
-    def contract(self, node: fx.Node, operand: int, dim: int) -> None:
-        """Note that `node` sums over a dimension of its argument number `operand`."""
-        self.read.append((node, operand, dim))
+    def contract(self, node: fx.Node, position: int, dim: int) -> None:
+        """Note that `node` sums over a dimension of an operand; see `operand`.
+
+        Where it computes a weight from weights, what it sums over is held: reading that as zero
+        would be another weight, while from the value of this one any column can be cut.
+        """
+        if self.is_weight(node):
+            ids = self.of(operand(node, position))[dim]
+            self.freeze(node, ids, "a weight is computed from all of them")
+        else:
+            self.read.append((node, position, dim))
 
     # -- splitting ----------------------------------------------------------------------------
 
@@ -250,8 +259,11 @@ class Follower:
         if node.all_input_nodes and all(map(self.is_weight, node.all_input_nodes)):
             self._derived.add(node)
         follow = _FOLLOW.get(node.target)
-        if follow is None and torch.Tag.pointwise in getattr(node.target, "tags", ()):
+        tags = getattr(node.target, "tags", ())
+        if follow is None and torch.Tag.pointwise in tags and isinstance(value, torch.Tensor):
             follow = _FOLLOW["pointwise"]
+        if follow is None and not node.all_input_nodes:
+            return self._held(node, value, f"they meet the values of {_word(node)}")
         if follow is None:
             return self.unknown(node, f"it is not known how channels pass through {_word(node)}")
         return follow(self, node)
@@ -312,4 +324,4 @@ def _flat(along: Any) -> list[Along]:
 
 
 def _word(node: fx.Node) -> str:
-    return str(node.target).removeprefix("aten.").partition(".")[0]
+    return operator_name(node.target)

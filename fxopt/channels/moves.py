@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import sympy
 import torch
 from torch import fx
 
@@ -184,9 +185,10 @@ def _scatter(follow: Follower, node: fx.Node) -> Along:
         if ids is not None:
             follow.freeze(node, ids[places[0] : places[0] + 1], "it is written by its place")
         written.insert(dim, None)
-    elif ids is not None and places[2] != 1:
-        follow.freeze(node, ids, "some of them are written, at a stride")
-    elif ids is not None:
+    elif ids is None or places[2] != 1:
+        for one in (ids, written[dim]):
+            follow.freeze(node, one, "some are written into others, by their places")
+    else:
         follow.join(node, ids[slice(*places)], written[dim])
     joined = [
         ids if d == dim else follow.join(node, along[d], written[d]) for d in range(len(along))
@@ -373,10 +375,17 @@ def _reshape(follow: Follower, node: fx.Node) -> Along:
     along, before, after = follow.of(x), _hints(x), _hints(node)
     if before is None or after is None or 0 in before:
         return follow.unknown(node, "the sizes of a reshape are known only when it runs")
+    if not _holds_for_all_sizes(x, node, before, after):
+        return follow.unknown(node, "a reshape mixes them with a dimension of unknown size")
     found: list[Ids | None] = [None] * len(after)
     for number, (inner, outer) in enumerate(blocks(before, after)):
         tracked = [dim for dim in inner if along[dim] is not None]
         if not tracked:
+            continue
+        if len(inner) + len(outer) > 2 and not _is_static(x, node, inner, outer):
+            for dim in tracked:
+                text = "a reshape merges them with a dimension of unknown size"
+                follow.freeze(node, along[dim], text)
             continue
         dim = _most_channels(follow, node, tracked, along)
         grid = _grid(along[dim], [before[d] for d in inner], inner.index(dim))
@@ -444,6 +453,31 @@ def _read_off(
     if len(varies) == 1:
         return varies[0], np.ascontiguousarray(seen).reshape(-1)
     return follow.split(node, place, np.ascontiguousarray(seen).reshape(-1), seen.shape)
+
+
+def _is_static(x: fx.Node, node: fx.Node, inner: list[int], outer: list[int]) -> bool:
+    """Whether all sizes of a block are plain integers."""
+    sizes = [shape_of(x)[d] for d in inner] + [shape_of(node)[d] for d in outer]
+    return all(isinstance(size, int) for size in sizes)
+
+
+def _holds_for_all_sizes(
+    x: fx.Node, node: fx.Node, before: list[int], after: list[int]
+) -> bool:
+    """Whether the blocks of the example's sizes are those of any: their products are the same."""
+    return all(
+        sympy.expand(
+            sympy.Mul(*(_expression(shape_of(x)[d]) for d in inner))
+            - sympy.Mul(*(_expression(shape_of(node)[d]) for d in outer))
+        )
+        == 0
+        for inner, outer in blocks(before, after)
+        if not _is_static(x, node, inner, outer)
+    )
+
+
+def _expression(size: Any) -> Any:
+    return sympy.Integer(size) if isinstance(size, int) else size.node.expr
 
 
 def _differs(roots: Ids, axis: int) -> bool:

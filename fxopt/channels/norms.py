@@ -90,7 +90,10 @@ def _along_one(follow: Follower, node: fx.Node) -> Along:
     return along
 
 
-@follows(aten.mean.dim, aten.mean.default, aten.var.correction, aten.std.correction)
+@follows(
+    aten.mean.dim, aten.mean.default, aten.var.correction, aten.std.correction, aten.var.dim,
+    aten.std.dim, aten.var.default, aten.std.default,
+)  # fmt: skip
 def _mean(follow: Follower, node: fx.Node) -> Along:
     """A mean divides by how many there are."""
     word = str(node.target).split(".")[1]
@@ -178,8 +181,7 @@ for _dims, _names in {
         "adaptive_max_pool2d.default", "max_pool2d_with_indices.default", "upsample_bilinear2d.vec",
         "upsample_nearest2d.vec", "upsample_bicubic2d.vec", "upsample_bilinear2d.default",
         "upsample_nearest2d.default", "upsample_bicubic2d.default", "_upsample_bilinear2d_aa.vec",
-        "_upsample_bicubic2d_aa.vec", "_upsample_nearest_exact2d.vec", "fft_fft2.default",
-        "fft_ifft2.default", "fft_rfft2.default", "fft_irfft2.default",
+        "_upsample_bicubic2d_aa.vec", "_upsample_nearest_exact2d.vec",
     ),
     3: (
         "max_pool3d.default", "avg_pool3d.default", "adaptive_avg_pool3d.default",

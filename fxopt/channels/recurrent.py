@@ -15,7 +15,7 @@ from torch import fx
 from fxopt.channels.follower import Along, Follower, arguments, follows
 from fxopt.channels.groups import Role
 from fxopt.channels.partition import Ids
-from fxopt.shapes import rank_of, shape_of
+from fxopt.shapes import rank_of
 
 aten = torch.ops.aten
 
@@ -94,7 +94,3 @@ def _of_unit(follow: Follower, node: fx.Node, rows: Ids | None) -> Ids | None:
 def _side_by_side(unit: Ids | None, directions: int) -> Ids | None:
     return None if unit is None else np.tile(unit, directions)
 
-
-def steps_of(node: fx.Node) -> int:
-    """Return how many vectors a recurrent layer reads, over all steps and samples."""
-    return int(np.prod([int(size) for size in shape_of(arguments(node)[0])[:-1]]))

@@ -1,25 +1,25 @@
-"""What a graph would cost without some channels, from the shares of dimensions that stay.
+"""What a graph would cost without some channels: counted from sizes, without building it.
 
-A contraction's multiplications are proportional to its output and to what each output reads; a
-constant's elements to each of its dimensions. So no graph has to be built to know.
+MACs come from the cost formulas that profiles use, asked about calls with the sizes that stay; a
+constant's elements are the product of them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from typing import Any
 
-import numpy as np
 import torch
 from torch import fx
 
 from fxopt.channels.analysis import Channels
-from fxopt.channels.contractions import CONVOLUTIONS, TRANSPOSED
-from fxopt.channels.follower import Along, arguments, operand
+from fxopt.channels.follower import Along
 from fxopt.channels.partition import Ids, Mask
-from fxopt.channels.recurrent import GATES, steps_of
 from fxopt.cost import macs
-from fxopt.shapes import rank_of, shape_of
+from fxopt.cost.call import Call
+from fxopt.cost.formula import Size
+from fxopt.cost.node import work_of
+from fxopt.shapes import is_tensor
 
 KINDS = ("channels", "macs", "params", "bytes", "latency")
 
@@ -28,55 +28,69 @@ class Budget:
     """The cost of a graph, of one kind, as a function of which channels have gone."""
 
     def __init__(self, channels: Channels, kind: str) -> None:
-        terms = list(_macs(channels) if kind == "macs" else _elements(channels, kind == "bytes"))
-        vectors: dict[int, Ids] = {id(ids): ids for _, along in terms for ids in along}
-        places = {key: place for place, key in enumerate(vectors)}
-        self._roots = [channels.partition.roots(ids) for ids in vectors.values()]
-        self._terms = [(base, [places[id(ids)] for ids in along]) for base, along in terms]
+        self._channels = channels
+        self._kind = kind
+        self._calls = [
+            node for node in channels.graph.graph.nodes if node.op == "call_function" and macs(node)
+        ]
 
     def __call__(self, gone: Mask) -> float:
         """Return the cost; `gone` says of each identity, by its root, whether it has gone."""
-        shares = [1.0 - float(gone[roots].mean()) for roots in self._roots]
-        return float(
-            sum(base * np.prod([shares[place] for place in places]) for base, places in self._terms)
-        )
+        left = _Left(self._channels, gone)
+        if self._kind == "macs":
+            return float(sum(work_of(_CallWithout(node, left)).macs for node in self._calls))
+        return float(sum(
+            math.prod(map(left.size, tensor.shape, along)) * self._each(tensor)
+            for name, along in self._channels.follower.constants.items()
+            for tensor in (self._channels.graph.constant(name),)
+        ))  # fmt: skip
+
+    def _each(self, tensor: torch.Tensor) -> int:
+        """Return what one element of a constant counts."""
+        if self._kind == "bytes":
+            return tensor.element_size()
+        return int(isinstance(tensor, torch.nn.Parameter))
 
 
-def _elements(channels: Channels, in_bytes: bool) -> Iterator[tuple[float, list[Ids]]]:
-    """Yield the elements (or bytes) of each constant, and the dimensions that may shrink."""
-    for name, along in channels.follower.constants.items():
-        tensor = channels.graph.constant(name)
-        size = tensor.numel() * (tensor.element_size() if in_bytes else 1)
-        if in_bytes or isinstance(tensor, torch.nn.Parameter):
-            yield float(size), [ids for ids in along if ids is not None]
+class _Left:
+    """How many indices of each dimension stay."""
+
+    def __init__(self, channels: Channels, gone: Mask) -> None:
+        self._channels = channels
+        self._gone = gone
+        self._known: dict[int, int] = {}
+
+    def along(self, node: fx.Node) -> Any:
+        return self._channels.follower.along[node]
+
+    def size(self, size: Size, ids: Ids | None) -> Size:
+        if ids is None:
+            return size
+        if id(ids) not in self._known:
+            lost = self._gone[self._channels.partition.roots(ids)]
+            self._known[id(ids)] = len(ids) - int(lost.sum())
+        return self._known[id(ids)]
 
 
-def _macs(channels: Channels) -> Iterator[tuple[float, list[Ids]]]:
-    """Yield the multiplications of each call, and the dimensions they are proportional to."""
-    read: dict[fx.Node, list[Ids]] = {}
-    for node, position, dim in channels.follower.read:
-        ids = channels.along(operand(node, position))[dim]
-        if ids is not None:
-            read.setdefault(node, []).append(ids)
-    for node, along in channels.values():
-        if node.op == "call_function" and (count := macs(node)):
-            yield float(count), [*_present(along), *_inner(channels, node, read.get(node, []))]
-    for node in channels.graph.find(*GATES):
-        for weight in arguments(node)[2]:
-            if rank_of(weight) == 2:
-                size = steps_of(node) * math.prod(shape_of(weight))
-                yield float(size), _present(channels.along(weight))
+class _CallWithout(Call):
+    """A call as it will be when channels have gone."""
 
+    def __init__(self, node: fx.Node, left: _Left) -> None:
+        super().__init__(node)
+        self._left = left
 
-def _inner(channels: Channels, node: fx.Node, read: list[Ids]) -> list[Ids]:
-    """Return the dimensions that each output sums over."""
-    if node.target not in CONVOLUTIONS:
-        return read[:1]  # both operands of a product are read along the same channels
-    weight = channels.along(arguments(node)[1])
-    if node.target in TRANSPOSED:
-        return _present(weight[:1])
-    return _present(weight[1:2])
+    def sizes(self, tensor: Any) -> tuple[Size, ...]:
+        shape = super().sizes(tensor)
+        if not isinstance(tensor, fx.Node):
+            return shape
+        return tuple(map(self._left.size, shape, self._left.along(tensor)))
 
+    @property
+    def out_shape(self) -> tuple[Size, ...]:
+        found = self._left.along(self.node)
+        along: Along = found[0] if isinstance(found, list) else found
+        return tuple(map(self._left.size, super().out_shape, along))
 
-def _present(along: Along) -> list[Ids]:
-    return [ids for ids in along if ids is not None]
+    @property
+    def first(self) -> tuple[Size, ...]:
+        return next((self.sizes(node) for node in self.inputs if is_tensor(node)), ())

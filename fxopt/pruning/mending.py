@@ -190,15 +190,14 @@ def _repeat(mender: Mender, node: fx.Node) -> tuple[Any, ...] | None:
 
 
 @_mends(aten.repeat_interleave.self_int)
-def _repeat_each(mender: Mender, node: fx.Node) -> tuple[Any, ...] | None:
-    dim: Any = arguments(node)[2]
-    if not isinstance(dim, int) or mender.before(node)[dim] is not None:
+def _repeat_each(mender: Mender, node: fx.Node) -> fx.Node | None:
+    x, _, dim = arguments(node)
+    if not isinstance(dim, int) or (stays := mender.stays(mender.along(node)[dim])) is None:
         return None
-    stays = mender.stays(mender.along(node)[dim])
-    if stays is None:
-        return None
-    count = int(stays.sum())
-    return (arguments(node)[0], count, dim, *arguments(node)[3:-1], None)
+    is_one = mender.before(node)[dim] is None  # a single one was repeated
+    count = int(stays.sum()) if is_one else arguments(node)[1]
+    # a new call, since the old one may name the size of its result
+    return mender.rewriter.insert(node.target, x, count, dim, before=node, origin=node)
 
 
 @_mends(aten.split_with_sizes.default)
@@ -259,14 +258,17 @@ def _select(mender: Mender, node: fx.Node) -> tuple[Any, ...] | None:
 @_mends(aten.roll.default)
 def _roll(mender: Mender, node: fx.Node) -> tuple[Any, ...] | None:
     """What was rolled over the end is that much less."""
-    shifts: Any = list(arguments(node)[1])
-    dims: Any = arguments(node)[2]
-    for place, dim in enumerate(dims):
+    x, shifts, dims = arguments(node)
+    if all(mender.entering(node, dim) is None for dim in dims):
+        return None
+    totals: dict[int, int] = {}
+    for shift, dim in zip(shifts, dims, strict=True):
+        totals[dim] = totals.get(dim, 0) + shift
+    for dim, total in totals.items():
         stays = mender.entering(node, dim)
         if stays is not None:
-            over = shifts[place] % len(stays)
-            shifts[place] = int(stays[len(stays) - over :].sum())
-    return _with(node, 1, shifts)
+            totals[dim] = int(stays[len(stays) - total % len(stays) :].sum())
+    return x, list(totals.values()), list(totals)
 
 
 @_mends(aten.pad.default)

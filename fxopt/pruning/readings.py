@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from fxopt.channels.analysis import Channels
-from fxopt.channels.follower import arguments
+from fxopt.channels.follower import arguments, operand
 from fxopt.channels.partition import Ids
 from fxopt.pruning.constancy.layers import LAYERS, channel_dim, in_groups, inputs_of
 from fxopt.pruning.constant_channels import Constancy, Known
@@ -49,8 +49,8 @@ def judge(reading: Reading, seen: Constancy, gone: Mask) -> Judgement:
     node, count = reading.node, len(reading.entering)
     if node.target not in LAYERS:
         zero = np.zeros(count, np.bool_)
-        for operand, dim in reading.operands:
-            found = seen.of(operand)
+        for one_read, dim in reading.operands:
+            found = seen.of(one_read)
             if found is not None:
                 one = found.along(dim)
                 zero |= (one.is_zero).expand(count).cpu().numpy()
@@ -112,19 +112,19 @@ def readings_of(channels: Channels) -> list[Reading]:
     found: dict[tuple[fx.Node, Any], Reading] = {}
     computed = {node: ids for node, _, ids in channels.follower.computed}
     for node, position, dim in channels.follower.read:
-        operand, letter = _operand(node, position, dim)
-        ids = channels.along(operand)[dim]
+        read, letter = _operand(node, position, dim)
+        ids = channels.along(read)[dim]
         if ids is None:
             continue
         together = letter if node.target in PRODUCTS or letter else (position, dim)
         known = found.get((node, together))
         if known is not None and len(known.entering) == len(ids):
-            found[node, together] = replace(known, operands=(*known.operands, (operand, dim)))
+            found[node, together] = replace(known, operands=(*known.operands, (read, dim)))
             continue
         made = computed.get(node) if node.target in LAYERS else None
         leaving = None if made is None else channels.partition.roots(made)
         roots = channels.partition.roots(ids)
-        found[node, together] = Reading(node, ((operand, dim),), roots, leaving)
+        found[node, together] = Reading(node, ((read, dim),), roots, leaving)
     return list(found.values())
 
 
@@ -135,5 +135,4 @@ def _operand(node: fx.Node, position: int, dim: int) -> tuple[fx.Node, str]:
         terms = first.replace(" ", "").partition("->")[0].split(",")
         operands: Any = arguments(node)[1]
         return operands[position], terms[position][dim]
-    operand: Any = arguments(node)[position]
-    return operand, ""
+    return operand(node, position), ""

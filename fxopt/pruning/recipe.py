@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-import torch
 
 from fxopt.compile import optimize
 from fxopt.errors import OptionError
 from fxopt.graph_module import GraphModule
 from fxopt.pruning.record import PruningRecord
+from fxopt.pruning.selection import check_overrides
 from fxopt.registry import classes, make
+from fxopt.story import Story
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": lambda progress: progress,
@@ -26,34 +26,43 @@ def prune(
     ratio: float = 0.5,
     steps: int = 1,
     schedule: str | Callable[[float], float] = "linear",
-    between: Callable[[GraphModule], torch.nn.Module | None] | None = None,
+    between: Callable[[GraphModule], Any] | None = None,
     dynamic_shapes: Any = None,
     **options: Any,
 ) -> GraphModule:
     """Return a pruned graph of a model or of a captured graph; both stay as they are.
 
-    `options` are those of `fxopt.passes.PruneChannels`. With several `steps` the ratio is reached
-    bit by bit, and channels are scored anew at each: the share reached after a part `p` of the
-    steps is `ratio · schedule(p)`, where the schedule is "linear", "cubic" or a function of your
-    own with schedule(1) = 1. `between` is called with the graph after each step and may train it in
-    place, or return a trained one (as `fxopt.finetune(…).model` is).
+    `example_inputs` and `dynamic_shapes` are those of `fxopt.capture`, `options` those of
+    `fxopt.passes.PruneChannels`. With several `steps` the ratio is reached bit by bit, and channels
+    are scored anew at each: after a part `p` of the steps `ratio · schedule(p)` is gone, where the
+    schedule is "linear", "cubic" or a function of your own, from 0 to schedule(1) = 1. Shares in
+    `overrides` rise alike; all of them are shares of the widths before the first step. `between` is
+    called with the graph after each step, and may train it in place, or return a trained one, or
+    what `fxopt.finetune` returns.
 
-    What was pruned, what was frozen and why, is in `.story`. Raises OptionError for options that
-    cannot be meant.
+    What was pruned, what was frozen and why, is in `.report`, and in `.story.steps[…].details`.
+    Raises OptionError for options that cannot be meant, CaptureError for a model that cannot be
+    captured, VerifyError where a result is not proven.
     """
-    if steps < 1:
-        raise OptionError(f"steps must be a whole number from 1 on, not {steps!r}.")
-    rise = _schedule(schedule)
-    graph, left = model_or_graph, 1.0  # the share that is left
+    rise = _schedule(schedule, steps)
+    _check(ratio, between)
+    graph: Any = model_or_graph
+    left, stories = 1.0, []
+    widths: dict[str, int] = {}
     for step in range(1, steps + 1):
-        goal = 1.0 - ratio * rise(step / steps)
-        share = 1.0 - goal / left if left > goal else 0.0
-        one = make(classes("passes")["prune-channels"], {**options, "ratio": share})
+        part = rise(step / steps)
+        share = _share(ratio * part, left, options.get("of", "channels"))
+        scaled = {key: one * part for key, one in _overrides(options).items()}
+        told = {**options, "ratio": share, "overrides": scaled, "widths": widths}
+        one = make(classes("passes")["prune-channels"], told)
         graph = optimize(graph, example_inputs, passes=[one], dynamic_shapes=dynamic_shapes)
-        left *= _left(graph, options.get("of", "channels"), goal / left)
         example_inputs, dynamic_shapes = None, None
-        trained = between(graph) if between is not None else None
-        graph = graph if trained is None else _graph(trained)
+        stories.append(graph.story)
+        left *= _left(graph, options.get("of", "channels"), 1 - share)
+        widths = widths or _widths(graph)
+        if between is not None:
+            graph = _graph(graph, between(graph))
+    graph.info.story = _joined(stories)
     assert isinstance(graph, GraphModule)
     return graph
 
@@ -67,30 +76,70 @@ def record_of(graph: GraphModule) -> PruningRecord:
     raise OptionError("This graph was not pruned: fxopt.prune(model, inputs) does.")
 
 
-def _left(graph: GraphModule, of: str, wished: float) -> float:
-    """Return the share that the last step left, after rounding; where it is not counted, the wish.
+def _share(gone: float, left: float, of: str) -> float:
+    """Return the ratio for one step: channels are counted in whole widths, costs in what is left.
     """
+    return gone if of == "channels" else max(1.0 - (1.0 - gone) / left, 0.0)
+
+
+def _left(graph: GraphModule, of: str, wished: float) -> float:
+    """Return the share of the cost that a step left; where it is not counted, the wish."""
     details = graph.story.steps[-1].details
     if not isinstance(details, PruningRecord):
         return 1.0
-    pairs = {"channels": details.channels, "macs": details.macs, "params": details.parameters}
+    pairs = {"macs": details.macs, "params": details.parameters, "bytes": details.parameters}
     before, after = pairs.get(of, (0, 0))
     return after / before if before else wished
 
 
-def _schedule(schedule: str | Callable[[float], float]) -> Callable[[float], float]:
-    if callable(schedule):
-        return schedule
-    if schedule not in SCHEDULES:
+def _widths(graph: GraphModule) -> dict[str, int]:
+    """Return the widths before the step that was just done."""
+    details = graph.story.steps[-1].details
+    return {w.name: w.before for w in details.widths} if details is not None else {}
+
+
+def _overrides(options: Mapping[str, Any]) -> Mapping[str, float]:
+    overrides = options.get("overrides", {})
+    check_overrides(overrides)
+    assert isinstance(overrides, Mapping)
+    return overrides
+
+
+def _joined(stories: Sequence[Story]) -> Story:
+    """Return one story of all steps."""
+    last = stories[-1]
+    first = stories[0]
+    last.captured, last.capture_seconds = first.captured, first.capture_seconds
+    last.steps[:0] = [step for story in stories[:-1] for step in story.steps]
+    return last
+
+
+def _schedule(schedule: Any, steps: Any) -> Callable[[float], float]:
+    if not (isinstance(steps, int) and steps >= 1):
+        raise OptionError(f"steps must be a whole number from 1 on, not {steps!r}.")
+    if not callable(schedule) and schedule not in SCHEDULES:
         known = ", ".join(map(repr, SCHEDULES))
         raise OptionError(f"schedule must be one of {known} or a function, not {schedule!r}.")
-    return SCHEDULES[schedule]
+    rise: Callable[[float], float] = schedule if callable(schedule) else SCHEDULES[schedule]
+    values = [rise(step / steps) for step in range(1, steps + 1)]
+    if not all(0.0 <= value <= 1.0 for value in values) or abs(values[-1] - 1.0) > 1e-6:
+        raise OptionError(f"A schedule rises from 0 to schedule(1) = 1; this one gives {values}.")
+    return rise
 
 
-def _graph(trained: torch.nn.Module) -> GraphModule:
-    if not isinstance(trained, GraphModule):
+def _check(ratio: Any, between: Any) -> None:
+    if not (isinstance(ratio, (int, float)) and 0.0 <= ratio <= 1.0):
+        raise OptionError(f"ratio must be a share between 0 and 1, not {ratio!r}.")
+    if between is not None and not callable(between):
+        raise OptionError(f"between must be a function of the graph, not {between!r}.")
+
+
+def _graph(before: GraphModule, trained: Any) -> GraphModule:
+    """Return what `between` left, in evaluation mode."""
+    graph = before if trained is None else getattr(trained, "model", trained)
+    if not isinstance(graph, GraphModule):
         raise OptionError(
             f"between= returned a {type(trained).__name__}: it must train the graph that it gets, "
             "or return a graph made from it."
         )
-    return trained
+    return graph.eval()

@@ -55,7 +55,9 @@ class PruningRecord:
             f"channels {_change(self.channels)}, MACs {_change(self.macs)}, "
             f"parameters {_change(self.parameters)}"
         ]
-        if self.approximate:
+        if self.channels[0] == self.channels[1]:
+            lines = ["nothing was pruned"]
+        elif self.approximate:
             lines.append(
                 f"approximate, since {'; '.join(self.approximate[:3])}"
                 f"{'; …' if len(self.approximate) > 3 else ''}: differs from the original with "

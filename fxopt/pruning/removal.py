@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import fx
@@ -20,6 +22,12 @@ from fxopt.pruning.record import PruningRecord, Width
 from fxopt.rewrite import Rewriter
 from fxopt.story import Verification
 from fxopt.verify import compare, runner
+
+aten = torch.ops.aten
+_DROPOUTS = (
+    aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default,
+    aten.feature_alpha_dropout.default,
+)  # fmt: skip
 
 
 def remove(channels: Channels, gone: Mask) -> tuple[GraphModule, PassResult]:
@@ -41,7 +49,9 @@ def removed(
     """
     misses = tuple(Miss(one.node, one.reason.text) for one in channels.frozen())
     if not gone.any():
-        return PassResult(misses=misses)
+        sizes = _sizes(channels.graph, channels.graph)
+        frozen, widths = tuple(channels.frozen()), _widths(channels, removals)
+        return PassResult(misses=misses, details=PruningRecord(widths, frozen, *sizes, 0.0, 0.0))
     pruned, result = remove(channels, gone)
     if not result.modified:
         return PassResult()  # bisection has stopped the pass
@@ -51,8 +61,8 @@ def removed(
         raise VerifyError(
             f"The pruned graph is not the original with {int(sum(m.sum() for m in removals))} "
             f"channels zeroed where they are read: max |Δ| / max |reference| is {verdict.error:.3g}"
-            f", and the bound is {verdict.bound:.3g}. This is a bug of '{name}', unless the model "
-            "is random. The graph is as it was."
+            f", and the bound is {verdict.bound:.3g} ({verdict.what}). This is a bug of '{name}', "
+            "unless the model is random. The graph is as it was."
         )
     error = verdict.error
     if approximate:
@@ -68,8 +78,42 @@ def removed(
 
 
 def _judged(pruned: GraphModule, reference: GraphModule, name: str) -> Verification:
+    """Compare on the example inputs, and on others: an image of zeros proves little."""
+    run, expected = runner(_certain(pruned)), runner(_certain(reference))
     inputs = [reference.info.example_inputs]
-    return compare(name, runner(pruned), runner(reference), reference, inputs, None)
+    noisy = _noisy(inputs[0])
+    try:
+        outputs = expected(noisy)
+    except (RuntimeError, IndexError, ValueError):
+        outputs = []  # not every model takes every number: a mask, an index
+    if any(torch.is_floating_point(one) and bool(one.isfinite().all()) for one in outputs):
+        inputs.append(noisy)
+    return compare(name, run, expected, reference, inputs, None)
+
+
+def _noisy(flat: Sequence[Any]) -> tuple[Any, ...]:
+    """Return inputs with noise of their own spread (or of 1, where they are all alike)."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(value: Any) -> Any:
+        if not (isinstance(value, torch.Tensor) and value.is_floating_point()):
+            return value
+        spread = float(value.double().std()) if value.numel() > 1 else 0.0
+        drawn = torch.randn(value.shape, generator=generator).to(value)
+        return value + drawn * (spread if 0.0 < spread < math.inf else 1.0)
+
+    return tuple(map(noise, flat))
+
+
+def _certain(graph: GraphModule) -> GraphModule:
+    """Return a graph without dropout: on another width it would draw other numbers."""
+    if not any(node.args[2] is True for node in graph.find(*_DROPOUTS)):
+        return graph
+    twin = graph.copy()
+    for node in twin.find(*_DROPOUTS):
+        node.args = (*node.args[:2], False)
+    twin.recompile()
+    return twin
 
 
 def _widths(channels: Channels, removals: Sequence[Mask]) -> tuple[Width, ...]:

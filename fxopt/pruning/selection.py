@@ -41,6 +41,7 @@ class Wish:
     round_to: int
     min_channels: int
     max_ratio: float
+    whole: Mapping[str, int]  # what ratios are shares of, by family; else the width it has
 
 
 class Selection:
@@ -75,11 +76,8 @@ class Selection:
         return found
 
     def gone(self, removed: Sequence[Mask]) -> Mask:
-        """Return for each identity, by its root, whether it goes; no dimension is emptied."""
-        gone = np.zeros(len(self.channels.partition), np.bool_)
-        for ids, mask in zip(self._ids, removed, strict=True):
-            gone[ids[mask]] = True
-        return gone
+        """Return for each identity, by its root, whether it goes."""
+        return gone_of(self.channels, removed)
 
     def spare(self, removed: list[Mask]) -> list[Mask]:
         """Take back the most important channel wherever a dimension would be left empty."""
@@ -92,14 +90,27 @@ class Selection:
                 gone[best] = False
         return removed
 
-    def at_budget(self, cost: Callable[[Mask], float], trials: int = _BISECTIONS) -> list[Mask]:
-        """Return what goes for the cost to fall by the wished share, or by as much as it can."""
-        whole = cost(np.zeros(len(self.channels.partition), np.bool_))
+    def at_budget(
+        self, cost: Callable[[Mask], float], what: str, trials: int = _BISECTIONS
+    ) -> list[Mask]:
+        """Return what goes for the cost to fall by the wished share.
+
+        Raises OptionError where it cannot fall so far.
+        """
+        nothing = self.removed(0.0)
+        if self.wish.ratio == 0.0:
+            return nothing
+        whole = cost(self.gone(nothing) & False)
         goal = whole * (1.0 - self.wish.ratio)
         low, high = 0.0, 1.0
         best = self.spare(self.removed(1.0))
-        if cost(self.gone(best)) > goal:
-            return best
+        least = cost(self.gone(best))
+        if least > goal:
+            raise OptionError(
+                f"ratio={self.wish.ratio:.3g} of the {what} cannot go: without all channels that "
+                f"may go, {1 - least / whole:.0%} of them would be gone. Ask for less, or let more "
+                "go (max_ratio, min_channels, keep, overrides, residual=True)."
+            )
         for _ in range(trials):
             middle = (low + high) / 2
             trial = self.spare(self.removed(middle))
@@ -122,8 +133,14 @@ class Selection:
             for index, count in zip(group, self._shared(group, ratio), strict=True):
                 counts[index] = count
         for index, own in self._told.items():
-            counts[index] = round_half_up(own * self.families[index].channels)
+            counts[index] = self._share(index, own)
         return counts
+
+    def _share(self, index: int, ratio: float) -> int:
+        """Return how many channels of a family go for `ratio` of its whole width to be gone."""
+        family = self.families[index]
+        whole = max(self.wish.whole.get(family.name, 0), family.channels)
+        return max(round_half_up(ratio * whole) - (whole - family.channels), 0)
 
     def _ranked_together(self) -> list[list[int]]:
         """Return the families, by index, whose channels are ranked in one order."""
@@ -139,20 +156,26 @@ class Selection:
 
     def _shared(self, group: list[int], ratio: float) -> list[int]:
         """Return how many of the lowest channels of a group fall on each of its families."""
-        sizes = [self.families[index].channels for index in group]
-        limits = [math.floor(self.wish.max_ratio * size) for size in sizes]
         if not group:
             return []
+        limits = [self._limit(index) for index in group]
         if len(group) == 1:
-            return [min(round_half_up(ratio * sizes[0]), limits[0])]
+            return [min(self._share(group[0], ratio), limits[0])]
         values, owners = [], []
         for place, index in enumerate(group):
             # beyond its limit a family gives nothing
             values.append(np.sort(self.scores[index])[: limits[place]])
             owners.append(np.full(len(values[-1]), place))
         lowest = np.argsort(np.concatenate(values), kind="stable")
-        taken = np.concatenate(owners)[lowest[: round_half_up(ratio * sum(sizes))]]
+        wanted = sum(self._share(index, ratio) for index in group)
+        taken = np.concatenate(owners)[lowest[:wanted]]
         return np.bincount(taken, minlength=len(group)).tolist()
+
+    def _limit(self, index: int) -> int:
+        """Return how many channels of a family may go at most."""
+        family = self.families[index]
+        whole = max(self.wish.whole.get(family.name, 0), family.channels)
+        return max(math.floor(self.wish.max_ratio * whole) - (whole - family.channels), 0)
 
     def _rounded(self, family: Family, count: int) -> int:
         """Return a number of channels to remove that leaves a width the hardware likes.
@@ -167,12 +190,20 @@ class Selection:
         return max(family.channels - max(left, least), 0)
 
 
+def gone_of(channels: Channels, removed: Sequence[Mask]) -> Mask:
+    """Return for each identity, by its root, whether it is one of the channels that go."""
+    gone = np.zeros(len(channels.partition), np.bool_)
+    for family, mask in zip(channels.families, removed, strict=True):
+        gone[channels.ids_of(family)[mask]] = True
+    return gone
+
+
 def _dimensions(channels: Channels) -> Iterator[Ids]:
     """Yield the classes along each dimension of each value that channels may go from."""
     seen: set[int] = set()
     for _, along in channels.values():
         for ids in along:
-            if ids is not None and id(ids) not in seen:
+            if ids is not None and len(ids) and id(ids) not in seen:
                 seen.add(id(ids))
                 if not channels.partition.is_frozen(ids).any():
                     yield channels.partition.roots(ids)
@@ -213,6 +244,12 @@ def _kind(channels: Channels, family: Family) -> object:
         (member.role, member.dim, tuple(channels.graph.constant(member.constant).shape))
         for member in family.members
     )
+
+
+def check_overrides(overrides: object) -> None:
+    """Raise OptionError for overrides that map nothing."""
+    if not isinstance(overrides, Mapping):
+        raise OptionError(f"overrides must map name patterns to shares, not {overrides!r}.")
 
 
 def check(wish: Wish, of: str) -> None:

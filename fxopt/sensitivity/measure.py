@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
+import numpy as np
 import torch
 
 from fxopt.capture import bind_inputs, capture
@@ -17,9 +17,10 @@ from fxopt.compile import unwrapped
 from fxopt.errors import FxoptError, OptionError, unknown_name
 from fxopt.graph_module import GraphModule
 from fxopt.inputs import infer_inputs
-from fxopt.pipeline import run_pass
+from fxopt.pruning.computed_weights import analysed
 from fxopt.pruning.importance import importance_of, score
-from fxopt.registry import registered
+from fxopt.pruning.removal import removed
+from fxopt.pruning.selection import gone_of
 from fxopt.sensitivity.bar import bar
 from fxopt.sensitivity.result import Row, Sensitivity
 from fxopt.sensitivity.state import State
@@ -59,12 +60,12 @@ def sensitivity(
         raise OptionError(f"evaluate must be a function of the model, not {evaluate!r}.")
     graph = _captured(model, example_inputs, dynamic_shapes)
     chosen = importance_of(importance)
-    channels = Channels(graph)
+    channels, _ = analysed(graph, heads="heads", reduced=False)
     families = channels.families
     measured = _matching(families, layers)
     kept = State.open(state, graph, chosen, evaluate)
     if not kept.orders:
-        found = score(chosen, graph, families)
+        found = score(chosen, channels.graph, families)
         kept.orders = {
             family.name: torch.argsort(one, stable=True).tolist()
             for family, one in zip(families, found, strict=True)
@@ -78,7 +79,7 @@ def sensitivity(
             kept.write()
         for family, count in jobs:
             tick(f"{family.name} −{count}")
-            pruned = _without(graph, families, family, kept.orders[family.name], count)
+            pruned = _without(channels, family, kept.orders[family.name], count)
             where = f"the model without {count} channels of '{family.name}'"
             kept.values.setdefault(family.name, {})[count] = _value(evaluate(pruned), where)
             kept.write()
@@ -90,38 +91,15 @@ def sensitivity(
 # -- pruning one family ----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _One:
-    """Scores by which the first channels of one family go, in a known order, before all others."""
-
-    family: str
-    order: Sequence[int]
-
-    name: ClassVar[str] = "one-family"
-
-    def scores(self, graph: GraphModule, families: Sequence[Family]) -> list[torch.Tensor]:
-        """Return the place of each channel in the order; of other families, what is larger."""
-        places = torch.empty(len(self.order), dtype=torch.float64)
-        places[list(self.order)] = torch.arange(len(self.order), dtype=torch.float64)
-        last = float(len(self.order))
-        return [
-            places if one.name == self.family
-            else torch.full((one.channels,), last, dtype=torch.float64)
-            for one in families
-        ]  # fmt: skip
-
-
 def _without(
-    graph: GraphModule, families: Sequence[Family], family: Family, order: Sequence[int], count: int
+    channels: Channels, family: Family, order: Sequence[int], count: int
 ) -> GraphModule:
     """Return a copy of a graph without the first `count` channels, in this order, of one family."""
-    pruned = graph.copy()
-    everything = sum(one.channels for one in families)
-    prune = registered("passes")["prune-channels"](
-        ratio=count / everything, scope="global", importance=_One(family.name, order),
-        max_ratio=1.0,
-    )  # fmt: skip
-    run_pass(prune, pruned)
+    masks = [np.zeros(one.channels, np.bool_) for one in channels.families]
+    names = [one.name for one in channels.families]
+    masks[names.index(family.name)][list(order[:count])] = True
+    pruned = channels.graph.copy()
+    removed(pruned, channels, masks, gone_of(channels, masks), "sensitivity")
     return pruned
 
 
