@@ -25,7 +25,7 @@ from fxopt.graph_module import GraphModule
 from fxopt.network import to_networkx
 from fxopt.picture import visualize
 from fxopt.profile import Profile, profile
-from fxopt.pruning.recipe import prune
+from fxopt.pruning.stepwise import prune, pruning_record
 from fxopt.rules import Rule, RuleSet, Value, apply_rules, new_constant, rule
 from fxopt.sensitivity import Sensitivity, sensitivity
 
@@ -70,6 +70,7 @@ __all__ = [
     "passes",
     "profile",
     "prune",
+    "pruning_record",
     "reestimate_batch_norms",
     "rule",
     "sensitivity",

@@ -45,9 +45,10 @@ class PruneChannels:
     backend         where the latency is measured
     scope           "layer": each loses that share of its channels; "global": the least important of
                     all go, wherever they are; "isomorphic": of all layers of one kind
-    overrides       the share for the layers that match a name pattern, {"layer4.*": 0.3}; of
-                    several that match, and of layers that are tied to one another, the least
-    keep            name patterns of layers whose outputs stay as they are
+    overrides       the share for layers by name, {"layer4": 0.3, "*.fc1": 0.7}: a pattern for the
+                    path of a layer, or of a module with layers in it; of several that match, and of
+                    layers that are tied to one another, the least
+    keep            names of layers whose outputs stay as they are
     importance      a name, an object or a function: see `fxopt.pruning.importance`
     round_to        make widths a multiple of this, where they are larger
     min_channels    how many of each family of channels stay at least

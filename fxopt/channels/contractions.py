@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from torch import fx
 
-from fxopt.channels.elementwise import broadcast
 from fxopt.channels.follower import Along, Follower, arguments, follows
 from fxopt.channels.groups import Role
 from fxopt.channels.partition import Ids
-from fxopt.shapes import is_tensor, rank_of, shape_of
+from fxopt.shapes import rank_of, shape_of
 
 aten = torch.ops.aten
 
@@ -348,7 +347,3 @@ def _sum(follow: Follower, node: fx.Node) -> Along:
     kept = [None if dim in dims else ids for dim, ids in enumerate(along)]
     return tuple(ids for dim, ids in enumerate(kept) if keeps or dim not in dims)
 
-
-@follows(aten.addcmul.default, aten.addcdiv.default)
-def _fused_elementwise(follow: Follower, node: fx.Node) -> Along:
-    return broadcast(follow, node, [n for n in node.all_input_nodes if is_tensor(n)])

@@ -16,10 +16,9 @@ aten = torch.ops.aten
 
 _UNTAGGED = (  # element by element, though PyTorch does not say so
     aten.hardswish.default, aten.log_sigmoid.default, aten.rsub.Tensor, aten.masked_fill.Tensor,
-    aten.floor_divide.default, aten.fill.Scalar, aten.copysign.Tensor, aten.ldexp.Tensor,
+    aten.floor_divide.default, aten.fill.Scalar,
     aten.fake_quantize_per_tensor_affine.default, aten.complex.default, aten.real.default,
     aten.imag.default, aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar,
-    aten.rrelu.default, aten.rrelu_with_noise.default,
 )  # fmt: skip
 
 

@@ -26,9 +26,13 @@ class Mender:
 
     `gone` says it of each identity by its root. The nodes are asked in order: see
     `Rewriter.resize`. The graph is a copy of the one that was analysed, with the same node names.
+    `asked_by` is the name of the pass, for what it read of weights (see `replay.remember_reads`).
     """
 
-    def __init__(self, channels: Channels, gone: Mask, rewriter: Rewriter) -> None:
+    def __init__(
+        self, channels: Channels, gone: Mask, rewriter: Rewriter, asked_by: str
+    ) -> None:
+        self.asked_by = asked_by
         self.channels = channels
         self.rewriter = rewriter
         self._gone = gone
@@ -141,7 +145,9 @@ Mend = Callable[[Mender, fx.Node], "fx.Node | tuple[Any, ...] | None"]
 _MENDS: dict[Any, Mend] = {}
 
 
-def _mends(*targets: Any) -> Callable[[Mend], Mend]:
+def mends(*targets: Any) -> Callable[[Mend], Mend]:
+    """Register what to tell these operators when channels have gone."""
+
     def register(mend: Mend) -> Mend:
         for target in targets:
             _MENDS[target] = mend
@@ -150,33 +156,33 @@ def _mends(*targets: Any) -> Callable[[Mend], Mend]:
     return register
 
 
-def _with(node: fx.Node, position: int, value: Any) -> tuple[Any, ...] | None:
+def with_argument(node: fx.Node, position: int, value: Any) -> tuple[Any, ...] | None:
     """Return the arguments of a node with another one; None where it is the same."""
     if arguments(node)[position] == value:
         return None
     return (*arguments(node)[:position], value, *arguments(node)[position + 1 :])
 
 
-@_mends(aten.reshape.default, aten.expand.default)
+@mends(aten.reshape.default, aten.expand.default)
 def _shape(mender: Mender, node: fx.Node) -> tuple[Any, ...] | None:
     sizes: Any = arguments(node)[1]
-    return _with(node, 1, mender.sizes(node, sizes, range(len(sizes))))
+    return with_argument(node, 1, mender.sizes(node, sizes, range(len(sizes))))
 
 
-@_mends(aten.unflatten.int)
+@mends(aten.unflatten.int)
 def _unflatten(mender: Mender, node: fx.Node) -> tuple[Any, ...] | None:
     _, dim, sizes = arguments(node)
     dims = range(dim, dim + len(sizes))
-    return _with(node, 2, mender.sizes(node, sizes, dims))
+    return with_argument(node, 2, mender.sizes(node, sizes, dims))
 
 
-@_mends(aten.full.default)
+@mends(aten.full.default)
 def _full(mender: Mender, node: fx.Node) -> tuple[Any, ...] | None:
     sizes: Any = arguments(node)[0]
-    return _with(node, 0, mender.sizes(node, sizes, range(len(sizes))))
+    return with_argument(node, 0, mender.sizes(node, sizes, range(len(sizes))))
 
 
-@_mends(aten.repeat.default)
+@mends(aten.repeat.default)
 def _repeat(mender: Mender, node: fx.Node) -> tuple[Any, ...] | None:
     """Only where a single one was repeated are there fewer repetitions."""
     times: Any = list(arguments(node)[1])
@@ -186,10 +192,10 @@ def _repeat(mender: Mender, node: fx.Node) -> tuple[Any, ...] | None:
         stays = mender.stays(ids)
         if stays is not None and (dim < added or before[dim - added] is None):
             times[dim] = int(stays.sum())
-    return _with(node, 1, times)
+    return with_argument(node, 1, times)
 
 
-@_mends(aten.repeat_interleave.self_int)
+@mends(aten.repeat_interleave.self_int)
 def _repeat_each(mender: Mender, node: fx.Node) -> fx.Node | None:
     x, _, dim = arguments(node)
     if not isinstance(dim, int) or (stays := mender.stays(mender.along(node)[dim])) is None:
@@ -200,7 +206,7 @@ def _repeat_each(mender: Mender, node: fx.Node) -> fx.Node | None:
     return mender.rewriter.insert(node.target, x, count, dim, before=node, origin=node)
 
 
-@_mends(aten.split_with_sizes.default)
+@mends(aten.split_with_sizes.default)
 def _split(mender: Mender, node: fx.Node) -> tuple[Any, ...] | None:
     dim: Any = arguments(node)[2]
     stays = [mender.stays(along[dim]) for along in mender.parts(node)]
@@ -208,10 +214,10 @@ def _split(mender: Mender, node: fx.Node) -> tuple[Any, ...] | None:
     sizes = [
         size if one is None else int(one.sum()) for size, one in zip(old, stays, strict=True)
     ]
-    return _with(node, 1, sizes)
+    return with_argument(node, 1, sizes)
 
 
-@_mends(aten.slice.Tensor)
+@mends(aten.slice.Tensor)
 def _slice(mender: Mender, node: fx.Node) -> fx.Node | tuple[Any, ...] | None:
     x, dim, start, end, step = arguments(node)
     stays = mender.entering(node, dim)
@@ -228,7 +234,7 @@ def _slice(mender: Mender, node: fx.Node) -> fx.Node | tuple[Any, ...] | None:
     return mender.index(node, places, dim)
 
 
-@_mends(aten.slice_scatter.default)
+@mends(aten.slice_scatter.default)
 def _slice_scatter(mender: Mender, node: fx.Node) -> tuple[Any, ...] | None:
     x, part, dim, start, end, step = arguments(node)
     stays = mender.entering(node, dim)
@@ -238,24 +244,24 @@ def _slice_scatter(mender: Mender, node: fx.Node) -> tuple[Any, ...] | None:
     return x, part, dim, int(stays[:start].sum()), last, step
 
 
-@_mends(aten.select_scatter.default)
+@mends(aten.select_scatter.default)
 def _select_scatter(mender: Mender, node: fx.Node) -> tuple[Any, ...] | None:
     _, _, dim, index = arguments(node)
     stays = mender.entering(node, dim)
-    return None if stays is None else _with(node, 3, int(stays[:index].sum()))
+    return None if stays is None else with_argument(node, 3, int(stays[:index].sum()))
 
 
-@_mends(aten.select.int)
+@mends(aten.select.int)
 def _select(mender: Mender, node: fx.Node) -> tuple[Any, ...] | None:
     _, dim, index = arguments(node)
     stays = mender.entering(node, dim)
     if stays is None:
         return None
     assert isinstance(index, int)
-    return _with(node, 2, int(stays[:index].sum()))
+    return with_argument(node, 2, int(stays[:index].sum()))
 
 
-@_mends(aten.roll.default)
+@mends(aten.roll.default)
 def _roll(mender: Mender, node: fx.Node) -> tuple[Any, ...] | None:
     """What was rolled over the end is that much less."""
     x, shifts, dims = arguments(node)
@@ -271,7 +277,7 @@ def _roll(mender: Mender, node: fx.Node) -> tuple[Any, ...] | None:
     return x, list(totals.values()), list(totals)
 
 
-@_mends(aten.pad.default)
+@mends(aten.pad.default)
 def _pad(mender: Mender, node: fx.Node) -> tuple[Any, ...] | None:
     pads: Any = list(arguments(node)[1])
     after = mender.along(node)
@@ -286,16 +292,16 @@ def _pad(mender: Mender, node: fx.Node) -> tuple[Any, ...] | None:
             elif count < 0 and given is not None:
                 part = given[:-count] if side == 0 else given[count:]
                 pads[slot] = -int(part.sum())
-    return _with(node, 1, pads)
+    return with_argument(node, 1, pads)
 
 
-@_mends(aten.index_select.default)
+@mends(aten.index_select.default)
 def _index_select(mender: Mender, node: fx.Node) -> fx.Node | None:
     dim: Any = arguments(node)[1]
     return _repicked(mender, node, dim, arguments(node)[2])
 
 
-@_mends(aten.index.Tensor)
+@mends(aten.index.Tensor)
 def _index(mender: Mender, node: fx.Node) -> fx.Node | None:
     indices: Any = arguments(node)[1]
     given = [dim for dim, index in enumerate(indices) if index is not None]
@@ -313,29 +319,29 @@ def _repicked(mender: Mender, node: fx.Node, dim: int, index: Any) -> fx.Node | 
     assert source is not None
     graph = mender.rewriter.graph
     name = str(source.target)
-    remember_reads(graph, "prune-channels", {name: (graph.constant(name), 0)})
+    remember_reads(graph, mender.asked_by, {name: (graph.constant(name), 0)})
     ranks = np.cumsum(stays) - 1
     return mender.index(node, ranks[places[stays[places]]], dim)
 
 
-@_mends(aten.layer_norm.default, aten.rms_norm.default)
+@mends(aten.layer_norm.default, aten.rms_norm.default)
 def _layer_norm(mender: Mender, node: fx.Node) -> tuple[Any, ...] | None:
     shape: Any = arguments(node)[1]
     rank = len(mender.along(node))
-    return _with(node, 1, mender.sizes(node, shape, range(rank - len(shape), rank)))
+    return with_argument(node, 1, mender.sizes(node, shape, range(rank - len(shape), rank)))
 
 
-@_mends(aten.group_norm.default)
+@mends(aten.group_norm.default)
 def _group_norm(mender: Mender, node: fx.Node) -> tuple[Any, ...] | None:
-    return _with(node, 1, _groups_left(mender, mender.along(node)[1], arguments(node)[1]))
+    return with_argument(node, 1, groups_left(mender, mender.along(node)[1], arguments(node)[1]))
 
 
-@_mends(aten.channel_shuffle.default, aten.native_channel_shuffle.default)
+@mends(aten.channel_shuffle.default, aten.native_channel_shuffle.default)
 def _channel_shuffle(mender: Mender, node: fx.Node) -> tuple[Any, ...] | None:
-    return _with(node, 1, _groups_left(mender, mender.before(node)[1], arguments(node)[1]))
+    return with_argument(node, 1, groups_left(mender, mender.before(node)[1], arguments(node)[1]))
 
 
-@_mends(*CONVOLUTIONS)
+@mends(*CONVOLUTIONS)
 def _convolution(mender: Mender, node: fx.Node) -> tuple[Any, ...] | None:
     position = groups_position(node)
     groups: Any = arguments(node)[position]
@@ -343,10 +349,10 @@ def _convolution(mender: Mender, node: fx.Node) -> tuple[Any, ...] | None:
         return None
     channel = len(mender.along(node)) - CONVOLUTIONS[node.target] - 1
     ids = mender.before(node)[channel]
-    return _with(node, position, _groups_left(mender, ids, groups))
+    return with_argument(node, position, groups_left(mender, ids, groups))
 
 
-def _groups_left(mender: Mender, ids: Ids | None, groups: Any) -> Any:
+def groups_left(mender: Mender, ids: Ids | None, groups: Any) -> Any:
     """Return how many groups still have a channel."""
     stays = mender.stays(ids)
     return groups if stays is None else int(stays.reshape(groups, -1).any(1).sum())

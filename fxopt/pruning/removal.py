@@ -30,11 +30,13 @@ _DROPOUTS = (
 )  # fmt: skip
 
 
-def remove(channels: Channels, gone: Mask) -> tuple[GraphModule, PassResult]:
+def remove(
+    channels: Channels, gone: Mask, name: str = "prune-channels"
+) -> tuple[GraphModule, PassResult]:
     """Return a copy of the analysed graph without the channels that are gone (by their roots)."""
     graph = channels.graph.copy()
     rewriter = Rewriter(graph)
-    rewriter.resize(Mender(channels, gone, rewriter))
+    rewriter.resize(Mender(channels, gone, rewriter, name))
     return graph, rewriter.result()
 
 
@@ -52,7 +54,7 @@ def removed(
         sizes = _sizes(channels.graph, channels.graph)
         frozen, widths = tuple(channels.frozen()), _widths(channels, removals)
         return PassResult(misses=misses, details=PruningRecord(widths, frozen, *sizes, 0.0, 0.0))
-    pruned, result = remove(channels, gone)
+    pruned, result = remove(channels, gone, name)
     if not result.modified:
         return PassResult()  # bisection has stopped the pass
     approximate = channels.reductions(gone)

@@ -215,21 +215,31 @@ def round_half_up(value: float) -> int:
 
 
 def told(channels: Channels, overrides: Mapping[str, float]) -> dict[int, float]:
-    """Return the ratio of each family that a name pattern gives one: the least of several.
+    """Return the ratio of each family that a name gives one: the least of several.
 
-    Raises OptionError for a pattern that no layer which computes channels matches.
+    A name is a pattern for the paths of layers, or of a module with layers in it. Raises
+    OptionError for one that no layer which computes channels bears.
     """
     found: dict[int, float] = {}
-    families = channels.families
-    names = {name for family in families for name in (family.name, *family.layers)}
-    names.update(one.layer for one in channels.frozen())
+    names = [_names(family) for family in channels.families]
+    known = set().union(*names, (one.layer for one in channels.frozen()))
     for pattern, ratio in overrides.items():
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise unknown_name("layer", pattern, names)
-        for index, family in enumerate(families):
-            if any(fnmatchcase(name, pattern) for name in (family.name, *family.layers)):
+        if not any(_fits(name, pattern) for name in known):
+            raise unknown_name("layer", pattern, known)
+        for index, own in enumerate(names):
+            if any(_fits(name, pattern) for name in own):
                 found[index] = min(ratio, found.get(index, 1.0))
     return found
+
+
+def _names(family: Family) -> set[str]:
+    """Return the family's name, and the paths of the calls and modules that compute it."""
+    weights = [one.constant for one in family.members if one.role is Role.OUTPUT]
+    return {family.name, *family.layers, *(name.rpartition(".")[0] or name for name in weights)}
+
+
+def _fits(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
 
 
 def _indices_per_channel(family: Family) -> int:

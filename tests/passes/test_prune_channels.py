@@ -132,6 +132,17 @@ def test_overrides_keep_rounding_and_minimum(model: nn.Module, x: torch.Tensor) 
     assert min(widths(pruned(model, x, ratio=1.0, max_ratio=1.0)[1]).values()) == 1
 
 
+def test_names_of_modules_and_patterns() -> None:
+    block = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8))
+    model = nn.Sequential(block, nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+    x = torch.randn(2, 4)
+    assert widths(pruned(model, x, keep=("0",))[1]) == {"0.0": 8, "0.2": 8, "2": 4}
+    assert widths(pruned(model, x, keep=("*.2",))[1]) == {"0.0": 4, "0.2": 8, "2": 4}
+    assert widths(pruned(model, x, overrides={"0": 0.25, "0.2": 0.75})[1]) == {
+        "0.0": 6, "0.2": 6, "2": 4  # of several the least
+    }  # fmt: skip
+
+
 def test_scopes(model: nn.Module, x: torch.Tensor) -> None:
     _, record = pruned(model, x, ratio=0.5, scope="global")
     assert sum(widths(record).values()) == 30

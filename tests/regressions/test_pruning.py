@@ -14,7 +14,7 @@ import fxopt
 from fxopt.dialect import retarget
 from fxopt.errors import OptionError, VerifyError
 from fxopt.passes import PruneChannels
-from fxopt.pruning.recipe import record_of
+from fxopt.pruning.stepwise import pruning_record
 from fxopt.testing import noisy, relative_error
 
 
@@ -81,7 +81,7 @@ def test_a_dynamic_size_that_equals_a_width_by_chance() -> None:
         graph = fxopt.prune(
             model, torch.randn(2, length, 4), dynamic_shapes={"x": {1: "length"}}
         )
-        assert record_of(graph).channels == (0, 0)
+        assert pruning_record(graph).channels == (0, 0)
         x = torch.randn(2, 5, 4)
         assert torch.equal(graph(x), model(x))
 
@@ -151,7 +151,8 @@ def test_frozen_parameters_stay_parameters() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).requires_grad_(False)
     graph = fxopt.prune(model, torch.randn(2, 4))
     parameters = list(graph.parameters())
-    assert sum(p.numel() for p in parameters) == record_of(graph).parameters[1] == 4 * 5 + 2 * 5
+    left = pruning_record(graph).parameters[1]
+    assert left == sum(p.numel() for p in parameters) == 4 * 5 + 2 * 5
     assert not any(p.requires_grad for p in parameters)
 
 
@@ -205,7 +206,7 @@ def test_wrong_words_are_refused() -> None:
 
 def test_nothing_pruned_is_a_record_too() -> None:
     graph = fxopt.prune(nn.Linear(3, 2), torch.randn(2, 3))
-    assert str(record_of(graph)).splitlines()[0] == "nothing was pruned"
+    assert str(pruning_record(graph)).splitlines()[0] == "nothing was pruned"
 
 
 def test_sensitivity_of_a_model_with_computed_weights() -> None:

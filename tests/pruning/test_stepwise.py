@@ -10,7 +10,7 @@ from torch import nn
 
 import fxopt
 from fxopt.errors import OptionError
-from fxopt.pruning.recipe import record_of
+from fxopt.pruning.stepwise import pruning_record
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def x() -> torch.Tensor:
 
 
 def widths(graph: fxopt.GraphModule) -> list[int]:
-    return [one.after for one in record_of(graph).widths]
+    return [one.after for one in pruning_record(graph).widths]
 
 
 @pytest.mark.parametrize(
@@ -89,11 +89,11 @@ def test_refuses(model: Any, x: torch.Tensor) -> None:
     with pytest.raises(OptionError, match="raito"):
         fxopt.prune(model, x, raito=0.5)
     with pytest.raises(OptionError, match="was not pruned"):
-        record_of(fxopt.capture(model, x))
+        pruning_record(fxopt.capture(model, x))
 
 
 def test_the_record_reads_well(model: Any, x: torch.Tensor) -> None:
-    record = record_of(fxopt.prune(model, x))
+    record = pruning_record(fxopt.prune(model, x))
     assert record.table() == "0      64 →     32\n2      32 →     16"
     assert str(record).splitlines() == [
         "channels 96 → 48 (−50%), MACs 5,056 → 1,504 (−70%), parameters 2,627 → 803 (−69%)",

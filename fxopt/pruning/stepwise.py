@@ -67,7 +67,7 @@ def prune(
     return graph
 
 
-def record_of(graph: GraphModule) -> PruningRecord:
+def pruning_record(graph: GraphModule) -> PruningRecord:
     """Return what the last pruning of a graph did. Raises OptionError where there was none."""
     steps = graph.info.story.steps if graph.info.story is not None else []
     for step in reversed(steps):
