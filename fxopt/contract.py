@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -90,6 +90,35 @@ class PassResult:
             {**self.origins, **other.origins},
             counts,
             other.details if self.details is None else self.details,
+        )
+
+
+    def followed_by(self, second: PassResult) -> PassResult:
+        """Return the record of this run and of a second one on the same graph, as if of one.
+
+        What only stood between them is in neither of its ends.
+        """
+        between = set(self.created)
+
+        def first_ones(names: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(dict.fromkeys(
+                old for name in names for old in self.origins.get(name, (name,))
+            ))  # fmt: skip
+
+        origins = {
+            name: first_ones(names)
+            for name, names in {**self.origins, **second.origins}.items()
+            if name not in second.erased
+        }
+        both = self.plus(second)
+        return replace(
+            both,
+            created=tuple(name for name in both.created if name not in second.erased),
+            erased=tuple(name for name in both.erased if name not in between),
+            changed=tuple(
+                name for name in dict.fromkeys(both.changed) if name not in second.erased
+            ),
+            origins=origins,
         )
 
 

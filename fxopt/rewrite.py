@@ -131,17 +131,21 @@ class Rewriter:
         name: str,
         before: fx.Node,
         origin: fx.Node | Iterable[fx.Node] | None = None,
+        is_part: bool = False,
     ) -> fx.Node:
         """Register the constant `compute(*values of sources)` and return its get_attr node.
 
         The computation is recorded, so that new weights can be put through it again. The result is
-        a parameter where one of the sources is one, and requires grad where one of them does.
+        a parameter where one of the sources is a parameter that requires grad, else a buffer. What
+        `is_part` of its one source is of the same kind: a frozen parameter's is a frozen parameter.
         `name` is a hint: a suffix makes it unique. `compute` must not write to its arguments.
         """
         values = [self.graph.value(node) for node in sources]
         with torch.no_grad():
             tensor = compute(*values).detach().contiguous()
-        return self.constant_of(tensor, compute, sources, name=name, before=before, origin=origin)
+        return self.constant_of(
+            tensor, compute, sources, name=name, before=before, origin=origin, is_part=is_part
+        )
 
     def constant_of(
         self,
@@ -152,17 +156,17 @@ class Rewriter:
         name: str,
         before: fx.Node,
         origin: fx.Node | Iterable[fx.Node] | None = None,
+        is_part: bool = False,
     ) -> fx.Node:
         """Like `constant`, for a caller who has computed the tensor already."""
-        parameters = [
-            value for value in map(self.graph.value, sources)
-            if isinstance(value, torch.nn.Parameter) and tensor.is_floating_point()
-        ]
+        trainable = tensor.is_floating_point() and any(
+            isinstance(value, torch.nn.Parameter) and value.requires_grad
+            for value in map(self.graph.value, sources)
+        )
         memory = tensor.untyped_storage().data_ptr()
         if any(self.graph.value(n).untyped_storage().data_ptr() == memory for n in sources):
             tensor = tensor.clone()  # a view of its source: never two constants in one memory
-        if parameters:
-            trainable = any(value.requires_grad for value in parameters)
+        if trainable or (is_part and isinstance(self.graph.value(sources[0]), torch.nn.Parameter)):
             tensor = torch.nn.Parameter(tensor, requires_grad=trainable)
         unique = self._unique_name(name)
         self.graph.set_constant(unique, tensor)

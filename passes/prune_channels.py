@@ -89,7 +89,7 @@ class PruneChannels:
         chosen = Selection(channels, [one.numpy() for one in scores], wish)
         masks = self._masks(chosen, channels)
         result = removed(graph, channels, masks, chosen.gone(masks), self.name)
-        return folded.plus(result) if result.modified else result
+        return folded.followed_by(result) if result.modified else result
 
     def _wish(self) -> Wish:
         selection.check_overrides(self.overrides)

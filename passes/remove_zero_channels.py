@@ -60,7 +60,7 @@ class RemoveZeroChannels:
             latest = self._remove(graph)
             if latest.modified:
                 record = result.details.plus(latest.details)
-                both = _followed_by(result, latest)
+                both = result.followed_by(latest)
                 result = replace(both, misses=result.misses, details=record)
         return result
 
@@ -75,22 +75,5 @@ class RemoveZeroChannels:
             return PassResult(misses=misses)  # bisection has stopped the pass
         record = RemovedChannels.of(dead)
         graph.become(smaller)
-        return replace(folded.plus(result), misses=misses, details=record)
+        return replace(folded.followed_by(result), misses=misses, details=record)
 
-
-def _followed_by(first: PassResult, second: PassResult) -> PassResult:
-    """Return the record of both, without what only stood between them."""
-    between = set(first.created)
-    origins = {
-        name: tuple(dict.fromkeys(old for one in names for old in first.origins.get(one, (one,))))
-        for name, names in {**first.origins, **second.origins}.items()
-        if name not in second.erased
-    }
-    both = first.plus(second)
-    return replace(
-        both,
-        created=tuple(name for name in both.created if name not in second.erased),
-        erased=tuple(name for name in both.erased if name not in between),
-        changed=tuple(name for name in dict.fromkeys(both.changed) if name not in second.erased),
-        origins=origins,
-    )

@@ -109,12 +109,9 @@ class Mender:
             return None
         if name not in self._constants:
             kept = [(d, np.flatnonzero(one)) for d, one in enumerate(stays) if one is not None]
+            part = Kept(tuple((dim, tuple(places.tolist())) for dim, places in kept))
             self._constants[name] = self.rewriter.constant(
-                Kept(tuple((dim, tuple(places.tolist())) for dim, places in kept)),
-                [node],
-                name=_name(name),
-                before=node,
-                origin=node,
+                part, [node], name=_name(name), before=node, origin=node, is_part=True
             )
         return self._constants[name]
 

@@ -27,6 +27,14 @@ from tests.finetuning.subjects import (
 )
 
 
+@pytest.fixture(autouse=True)
+def _listens_to_ctrl_c() -> Iterator[None]:
+    """Background jobs of a shell ignore it, and so would the tests in them."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
 class Noisy:
     """Batches whose order and content follow from torch's random numbers, drawn as they come."""
 
