@@ -98,7 +98,7 @@ def is_right(row: dict[str, Any]) -> bool:
         and row["oracle"] <= row["bound"]
         and row["same_shapes"]
         and row["gradients"] > 0
-        and row["parameters"][1] < row["parameters"][0]
+        and (row["parameters"][1] < row["parameters"][0] or row["channels"][0] == 0)
     )
 
 
