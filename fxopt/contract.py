@@ -92,7 +92,6 @@ class PassResult:
             other.details if self.details is None else self.details,
         )
 
-
     def followed_by(self, second: PassResult) -> PassResult:
         """Return the record of this run and of a second one on the same graph, as if of one.
 

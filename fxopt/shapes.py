@@ -52,6 +52,11 @@ def is_tensor(node: Any) -> bool:
     return isinstance(node, fx.Node) and isinstance(node.meta.get("val"), torch.Tensor)
 
 
+def is_one(size: Any) -> bool:
+    """Whether a size is 1, whatever the symbols are; a symbolic size is not asked."""
+    return isinstance(size, int) and size == 1
+
+
 def is_static_shape(node: Any) -> bool:
     """Whether every size of a node's value is a plain integer."""
     return is_tensor(node) and all(isinstance(size, int) for size in node.meta["val"].shape)

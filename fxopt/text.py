@@ -90,3 +90,13 @@ def quantity_text(number: float) -> str:
         if number >= 0.9995 * 10**power:
             return f"{number / 10**power:.3g}{prefix}"
     return f"{number:.3g}"
+
+
+def plain_text(shown: Any, width: int = 110) -> str:
+    """Return what rich prints of an object, without colours and without spaces at the ends."""
+    from rich.console import Console
+
+    console = Console(width=width, no_color=True, highlight=False)
+    with console.capture() as captured:
+        console.print(shown)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())

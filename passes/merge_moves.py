@@ -33,7 +33,7 @@ from fxopt.contract import Effect, PassResult, Precondition
 from fxopt.graph_module import GraphModule
 from fxopt.pattern import Match
 from fxopt.rules import Value, apply_rules, rule
-from fxopt.shapes import same_shape, shape_of
+from fxopt.shapes import is_one, same_shape, shape_of
 
 aten = torch.ops.aten
 
@@ -65,7 +65,7 @@ class _Order:
 
 
 def _start(shape: Sequence[Any]) -> _Order:
-    dims = [dim for dim, size in enumerate(shape) if not _is_one(size)]
+    dims = [dim for dim, size in enumerate(shape) if not is_one(size)]
     groups: list[tuple[int, ...]] = [()] * len(shape)
     for atom, dim in enumerate(dims):
         groups[dim] = (atom,)
@@ -82,7 +82,7 @@ def _reshaped(order: _Order, shape: Sequence[Any]) -> _Order | None:
     place, groups = 0, []
     for wanted in shape:
         group: list[tuple[int, int]] = []
-        while not _is_one(wanted):
+        while not is_one(wanted):
             if place == len(left):
                 return None
             atom, size = left[place][-1]
@@ -106,10 +106,6 @@ def _renumbered(left: list[list[tuple[int, Any]]], groups: list[list[tuple[int, 
     number = {(place, n): index for index, (_, place, n) in enumerate(sorted(pieces))}
     sizes = [left[place][n][1] for _, place, n in sorted(pieces)]
     return _Order(tuple(sizes), tuple(tuple(number[piece] for piece in g) for g in groups))
-
-
-def _is_one(size: Any) -> bool:
-    return isinstance(size, int) and size == 1
 
 
 def _quotient(a: Any, b: Any) -> Any:
@@ -191,7 +187,7 @@ def _source_units(order: _Order, source: Sequence[Any]) -> list[_Unit] | None:
     atom, last, units = 0, -1.0, []
     for index, size in enumerate(source):
         group: tuple[int, ...] = ()
-        while not _is_one(size):
+        while not is_one(size):
             size = _quotient(size, order.sizes[atom])
             if size is None or group and place[atom] != place[group[-1]] + 1:
                 return None
@@ -279,7 +275,7 @@ def _is_move(node: Any) -> bool:
     if not isinstance(node, fx.Node):
         return False
     if node.target is aten.select.int:  # of the only index there is
-        return _is_one(shape_of(node.args[0])[node.args[1]])  # type: ignore[index]
+        return is_one(shape_of(node.args[0])[node.args[1]])  # type: ignore[index]
     return node.target in _RESHAPES or node.target is _PERMUTE
 
 

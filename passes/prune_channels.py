@@ -31,7 +31,7 @@ from fxopt.pruning.budget import Budget
 from fxopt.pruning.computed_weights import analysed
 from fxopt.pruning.importance import importance_of, score
 from fxopt.pruning.latency import Stopwatch
-from fxopt.pruning.removal import removed
+from fxopt.pruning.removal import remove_proven
 from fxopt.pruning.selection import Selection, Wish
 
 
@@ -88,7 +88,7 @@ class PruneChannels:
         scores = score(importance_of(self.importance), channels.graph, channels.families)
         chosen = Selection(channels, [one.numpy() for one in scores], wish)
         masks = self._masks(chosen, channels)
-        result = removed(graph, channels, masks, chosen.gone(masks), self.name)
+        result = remove_proven(graph, channels, masks, chosen.gone(masks), self.name)
         return folded.followed_by(result) if result.modified else result
 
     def _wish(self) -> Wish:
@@ -103,7 +103,7 @@ class PruneChannels:
 
     def _masks(self, chosen: Selection, channels: Channels) -> list[Mask]:
         if self.of == "channels":
-            return chosen.spare(chosen.removed(self.ratio))
+            return chosen.spare(chosen.at_ratio(self.ratio))
         if self.of == "latency":
             return chosen.at_budget(Stopwatch(channels, self.backend), self.of, trials=6)
         return chosen.at_budget(Budget(channels, self.of), self.of)

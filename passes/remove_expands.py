@@ -27,7 +27,7 @@ from fxopt.contract import Effect, PassResult, Precondition
 from fxopt.effects import is_pure
 from fxopt.graph_module import GraphModule
 from fxopt.rewrite import Rewriter
-from fxopt.shapes import dtype_of, infer, is_tensor, rank_of, same_shape, shape_of
+from fxopt.shapes import dtype_of, infer, is_one, is_tensor, rank_of, same_shape, shape_of
 
 aten = torch.ops.aten
 
@@ -126,14 +126,10 @@ def _expands(node: fx.Node) -> bool:
     if node.target in (aten.repeat.default, aten.tile.default):
         sizes, counts = shape_of(node.args[0]), list(node.args[1])  # type: ignore[arg-type]
         kept = [1] * (len(sizes) - len(counts)) + counts[len(counts) - len(sizes) :]
-        return all(_is_one(n) or _is_one(size) for n, size in zip(kept, sizes, strict=True))
+        return all(is_one(n) or is_one(size) for n, size in zip(kept, sizes, strict=True))
     if node.target is aten.repeat_interleave.self_int and isinstance(node.args[2], int):
-        return _is_one(shape_of(node.args[0])[node.args[2]])
+        return is_one(shape_of(node.args[0])[node.args[2]])
     return False
-
-
-def _is_one(size: Any) -> bool:
-    return isinstance(size, int) and size == 1
 
 
 def _keeps_matrices(expanded: Any, source: fx.Node) -> bool:

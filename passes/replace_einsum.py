@@ -34,7 +34,7 @@ import torch
 from fxopt.contract import Effect, PassResult, Precondition
 from fxopt.graph_module import GraphModule
 from fxopt.rules import Value, apply_rules, rule
-from fxopt.shapes import same_shape
+from fxopt.shapes import is_one, same_shape
 
 aten = torch.ops.aten
 _MOST_MOVES = 3
@@ -125,7 +125,7 @@ def _contract(a: _Operand, b: _Operand, needed: set[str], result: Letters) -> _O
     summed = [letter for letter in both if letter not in needed]
     for letter in both:
         sizes = a.sizes[letter], b.sizes[letter]
-        one = any(map(_is_one, sizes)) and letter not in summed
+        one = any(map(is_one, sizes)) and letter not in summed
         if not one and not same_shape(sizes[:1], sizes[1:]):
             raise _Unsuitable(f"it may broadcast along the summed dimension '{letter}'")
     order = result or [*dict.fromkeys(a.letters + b.letters)]
@@ -150,12 +150,8 @@ def _multiply(a: _Operand, b: _Operand, result: Letters) -> _Operand:
 
 
 def _product(make: Callable[[], Value], letters: Letters, a: _Operand, b: _Operand) -> _Operand:
-    sizes = {**a.sizes, **{x: n for x, n in b.sizes.items() if _is_one(a.sizes.get(x, 1))}}
+    sizes = {**a.sizes, **{x: n for x, n in b.sizes.items() if is_one(a.sizes.get(x, 1))}}
     return _Operand(make, letters, sizes, a.moves + b.moves)
-
-
-def _is_one(size: Any) -> bool:
-    return isinstance(size, int) and size == 1
 
 
 def _matmul(

@@ -35,16 +35,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("networks", nargs="*", default=list(LESS), choices=[*LESS, []])
+    parser.add_argument("networks", nargs="*", help=f"some of {', '.join(LESS)}; else all")
     parser.add_argument("--by", nargs="+", default=["fxopt", "peer"], choices=["fxopt", "peer"])
     parser.add_argument("--cpu-minutes", type=float, default=60.0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--state", type=Path, default=Path("accuracy"))
     options = parser.parse_args()
+    unknown = sorted(set(options.networks) - set(LESS))
+    if unknown:
+        parser.error(f"unknown networks {', '.join(unknown)}: there are {', '.join(LESS)}")
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)
     options.state.mkdir(exist_ok=True)
-    for name in options.networks:
+    for name in options.networks or LESS:
         for who in options.by:
             run(name, who, options.cpu_minutes, options.state)
 

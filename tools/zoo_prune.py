@@ -98,15 +98,20 @@ def is_right(row: dict[str, Any]) -> bool:
         and row["oracle"] <= row["bound"]
         and row["same_shapes"]
         and row["gradients"] > 0
-        and (row["parameters"][1] < row["parameters"][0] or row["channels"][0] == 0)
+        and row["parameters"][1] < row["parameters"][0]
     )
+
+
+def is_held(row: dict[str, Any]) -> bool:
+    """Whether nothing of a network may go, for reasons that are given."""
+    return not row["error"] and row["channels"][0] == 0 and bool(row["frozen"])
 
 
 def line(name: str, row: dict[str, Any]) -> str:
     """Return a row as text."""
     if row["error"]:
         return f"{name:40} FAILED {row['error'][:120]}"
-    word = "ok    " if is_right(row) else "WRONG "
+    word = "ok    " if is_right(row) else "frozen" if is_held(row) else "WRONG "
     before, after = row["parameters"]
     text = (
         f"{name:40} {word} MACs −{_saved(row):.0%}  parameters −{1 - after / before:.0%}  "
@@ -122,11 +127,12 @@ def summary(rows: dict[str, Any]) -> str:
     done = [row for row in rows.values() if not row["error"]]
     right = [row for row in done if is_right(row)]
     enough = [row for row in right if _saved(row) >= ENOUGH]
+    held = [row for row in done if is_held(row)]
     slowest = max((row["seconds"] for row in done), default=0.0)
     return (
-        f"{len(right)} of {len(rows)} pruned and proven; {len(enough)} of them with at least "
-        f"{ENOUGH:.0%} fewer MACs, the others are frozen for the reasons given; the slowest pass "
-        f"took {slowest:.1f} s"
+        f"{len(right)} of {len(rows)} pruned and proven, {len(enough)} of them with at least "
+        f"{ENOUGH:.0%} fewer MACs; {len(held)} where nothing may go; {len(rows) - len(done)} "
+        f"failed. What is frozen, and why, is named. The slowest pass took {slowest:.1f} s"
     )
 
 

@@ -12,7 +12,7 @@ from torch import fx
 from fxopt.attention.obstacle import HeldBack
 from fxopt.attention.products import Product
 from fxopt.attention.scores import Scores, fresh_letters
-from fxopt.shapes import same_shape
+from fxopt.shapes import is_one, same_shape
 from fxopt.values import Value
 
 aten = torch.ops.aten
@@ -132,11 +132,6 @@ def _spelled(sizes: Sequence[Any]) -> list[int]:
     if found.count(-1) > 1:
         raise HeldBack("several sizes are symbolic")
     return found
-
-
-def is_one(size: Any) -> bool:
-    """Whether a size is 1, whatever the symbols are."""
-    return isinstance(size, int) and size == 1
 
 
 def blocks_of(old: Sequence[Any], new: Sequence[Any]) -> list[tuple[list[int], list[int]]]:

@@ -16,7 +16,6 @@ from fxopt.attention.axes import (
     Side,
     arranged,
     blocks_of,
-    is_one,
     last_axes,
     layout_of,
     regrouped,
@@ -27,7 +26,7 @@ from fxopt.attention.products import product_of
 from fxopt.attention.scores import Scores, Term, follow_weights, path_from_product
 from fxopt.pattern import Match
 from fxopt.rewrite import Rewriter
-from fxopt.shapes import dtype_of, same_metadata, shape_of
+from fxopt.shapes import dtype_of, is_one, same_metadata, shape_of
 from fxopt.values import Place, Value
 
 aten = torch.ops.aten

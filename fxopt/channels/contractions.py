@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx
 
+from fxopt.channels.elementwise import broadcast
 from fxopt.channels.follower import Along, Follower, arguments, follows
 from fxopt.channels.groups import Role
 from fxopt.channels.partition import Ids
-from fxopt.shapes import rank_of, shape_of
+from fxopt.shapes import is_one, rank_of, shape_of
 
 aten = torch.ops.aten
 
@@ -176,14 +178,11 @@ def _product(follow: Follower, node: fx.Node) -> Along:
 @follows(aten.addmm.default, aten.baddbmm.default)
 def _sum_of_product(follow: Follower, node: fx.Node) -> Along:
     """addmm(b, x, w) = b + x · w"""
-    made = list(_matmul(follow, node, 1, 2))
-    shift: Any = arguments(node)[0]
-    for dim in range(rank_of(shift)):
-        mine, own = len(made) - 1 - dim, rank_of(shift) - 1 - dim
-        if shape_of(shift)[own] != 1 or shape_of(node)[mine] == 1:
-            follow.mark(follow.of(shift)[own], Role.SHIFT, weight=shift)
-            made[mine] = follow.join(node, made[mine], follow.of(shift)[own])
-    return tuple(made)
+    shift = arguments(node)[0]
+    made = _matmul(follow, node, 1, 2)
+    for ids in follow.of(shift):
+        follow.mark(ids, Role.SHIFT, weight=shift)
+    return broadcast(follow, node, (shape_of(node), made), (shape_of(shift), follow.of(shift)))
 
 
 def _matmul(follow: Follower, node: fx.Node, left: int, right: int) -> Along:
@@ -201,7 +200,10 @@ def _matmul(follow: Follower, node: fx.Node, left: int, right: int) -> Along:
     for ids, weight in ((rows, a), (columns, b)):
         if ids:
             follow.mark(ids[0], Role.OUTPUT, weight=weight)
-    batch = _batch(follow, node, (a, of_a[:-2]), (b, of_b[:inner_b]))
+    batch = broadcast(
+        follow, node,
+        (shape_of(a)[:-2], of_a[:-2]), (shape_of(b)[:inner_b], of_b[:inner_b]),
+    )  # fmt: skip
     made = (*batch, *rows, *columns)
     for operand, dim, ids in ((a, len(batch), rows), (b, len(made) - 1, columns)):
         if ids and follow.is_weight(operand):
@@ -209,22 +211,6 @@ def _matmul(follow: Follower, node: fx.Node, left: int, right: int) -> Along:
     if not (follow.is_weight(a) or follow.is_weight(b)):
         _prefer(follow, batch, (meeting, *rows, *columns))
     return made
-
-
-def _batch(
-    follow: Follower, node: fx.Node, first: tuple[Any, Along], second: tuple[Any, Along]
-) -> Along:
-    """Unite the dimensions of a batch, which broadcast from the last one on."""
-    (a, of_a), (b, of_b) = first, second
-    found: list[Ids | None] = []
-    for back in range(1, max(len(of_a), len(of_b)) + 1):
-        meeting = []
-        for operand, along in ((a, of_a), (b, of_b)):
-            if back <= len(along):
-                spread = shape_of(operand)[len(along) - back] == 1
-                meeting += [] if spread else [along[-back]]
-        found.append(follow.join(node, *meeting))
-    return tuple(reversed(found))
 
 
 def _prefer(follow: Follower, batch: Along, matrix: Along) -> None:
@@ -250,36 +236,26 @@ def _attention(follow: Follower, node: fx.Node) -> Along:
     width = follow.join(node, q[-1], k[-1])
     follow.contract(node, 0, len(q) - 1)
     follow.contract(node, 1, len(k) - 1)
-    batch = _batch(follow, node, (query, q[:-2]), (key, _per_query(node, k[:-2])))
-    batch = _batch_of(follow, node, batch, value, _per_query(node, v[:-2]))
+    batches = [(shape_of(query)[:-2], q[:-2]), _heads(node, key, k), _heads(node, value, v)]
     if mask is not None:
-        follow.freeze(node, follow.of(mask)[-1], "they are the places of an attention's keys")
-        batch = _batch_of(follow, node, batch, mask, follow.of(mask)[:-2])
-        rows = follow.of(mask)[-2]
-        if shape_of(mask)[-2] != 1:
+        *of_mask, rows, places = follow.of(mask)
+        follow.freeze(node, places, "they are the places of an attention's keys")
+        batches.append((shape_of(mask)[:-2], tuple(of_mask)))
+        if not is_one(shape_of(mask)[-2]):
             follow.join(node, q[-2], rows)
+    batch = broadcast(follow, node, *batches)
     _prefer(follow, batch, (width, v[-1]))
     return (*batch, q[-2], v[-1])
 
 
-def _per_query(node: fx.Node, batch: Along) -> Along:
-    """Repeat the heads of keys and values where several heads of queries share one of them."""
-    heads, shared = shape_of(arguments(node)[0])[-3:-2], shape_of(arguments(node)[1])[-3:-2]
-    if not node.kwargs.get("enable_gqa") or not batch or heads == shared or batch[-1] is None:
-        return batch
-    return (*batch[:-1], np.repeat(batch[-1], heads[0] // shared[0]))
-
-
-def _batch_of(
-    follow: Follower, node: fx.Node, batch: Along, operand: Any, own: Along
-) -> Along:
-    """Unite an operand's batch with that found so far."""
-    found = list(batch)
-    for back in range(1, min(len(own), len(found)) + 1):
-        size = shape_of(node)[len(found) - back]
-        if shape_of(operand)[len(own) - back] != 1 or size == 1:
-            found[-back] = follow.join(node, found[-back], own[-back])
-    return tuple(found)
+def _heads(node: fx.Node, operand: Any, along: Along) -> tuple[Sequence[Any], Along]:
+    """Return the batch of keys or values, whose heads several heads of queries may share."""
+    sizes, batch = list(shape_of(operand)[:-2]), along[:-2]
+    heads = shape_of(arguments(node)[0])[-3:-2]
+    if node.kwargs.get("enable_gqa") and batch and batch[-1] is not None:
+        batch = (*batch[:-1], np.repeat(batch[-1], heads[0] // sizes[-1]))
+        sizes[-1] = heads[0]
+    return sizes, batch
 
 
 @follows(aten.einsum.default)
@@ -296,7 +272,7 @@ def _einsum(follow: Follower, node: fx.Node) -> Along:
     meeting: dict[str, list[Ids | None]] = {}
     for term, operand in zip(letters, operands, strict=True):
         for letter, size, ids in zip(term, shape_of(operand), follow.of(operand), strict=True):
-            if size != 1:
+            if not is_one(size):
                 meeting.setdefault(letter, []).append(ids)
     found = {letter: follow.join(node, *ids) for letter, ids in meeting.items()}
     for position, (term, operand) in enumerate(zip(letters, operands, strict=True)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from torch import fx
 
 from fxopt.channels.follower import Along, Follower, arguments, follows
 from fxopt.channels.groups import Role
-from fxopt.shapes import is_tensor, rank_of, shape_of
+from fxopt.channels.partition import Ids
+from fxopt.shapes import is_one, is_tensor, rank_of, shape_of
 
 aten = torch.ops.aten
 
@@ -25,7 +27,8 @@ _UNTAGGED = (  # element by element, though PyTorch does not say so
 @follows("pointwise", *_UNTAGGED)
 def _pointwise(follow: Follower, node: fx.Node) -> Along:
     """Operands broadcast against one another, from the last dimension on."""
-    return broadcast(follow, node, [n for n in node.all_input_nodes if is_tensor(n)])
+    tensors = [one for one in node.all_input_nodes if is_tensor(one)]
+    return broadcast(follow, node, *((shape_of(one), follow.of(one)) for one in tensors))
 
 
 @follows(
@@ -38,23 +41,18 @@ def _same(follow: Follower, node: fx.Node) -> Along:
     return follow.of(arguments(node)[0])
 
 
-def broadcast(follow: Follower, node: fx.Node, operands: list[Any]) -> Along:
-    """Unite what stands along the dimensions that broadcast against one another."""
-    shape = shape_of(node)
-    joined = []
-    for dim, size in enumerate(shape):
-        meeting = []
-        for operand in operands:
-            own = dim - len(shape) + rank_of(operand)
-            if own >= 0 and not _is_spread(shape_of(operand)[own], size):
-                meeting.append(follow.of(operand)[own])
-        joined.append(follow.join(node, *meeting))
-    return tuple(joined)
+def broadcast(follow: Follower, node: fx.Node, *operands: tuple[Sequence[Any], Along]) -> Along:
+    """Unite what stands along dimensions that meet, from the last one on.
 
-
-def _is_spread(own: Any, size: Any) -> bool:
-    """Whether a dimension of size 1 is repeated to meet a larger one."""
-    return isinstance(own, int) and own == 1 and not (isinstance(size, int) and size == 1)
+    Each operand is its sizes and what stands along them. One of size 1 is repeated to meet others.
+    """
+    rank = max((len(along) for _, along in operands), default=0)
+    found: list[Ids | None] = []
+    for back in range(rank, 0, -1):
+        meeting = [(sizes[-back], along[-back]) for sizes, along in operands if back <= len(along)]
+        wide = [ids for size, ids in meeting if not is_one(size)]
+        found.append(follow.join(node, *wide))
+    return tuple(found)
 
 
 @follows(aten.prelu.default)

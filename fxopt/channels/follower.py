@@ -263,9 +263,10 @@ class Follower:
         if follow is None and torch.Tag.pointwise in tags and isinstance(value, torch.Tensor):
             follow = _FOLLOW["pointwise"]
         if follow is None and not node.all_input_nodes:
-            return self._held(node, value, f"they meet the values of {_word(node)}")
+            return self._held(node, value, f"they meet the values of {operator_name(node.target)}")
         if follow is None:
-            return self.unknown(node, f"it is not known how channels pass through {_word(node)}")
+            word = operator_name(node.target)
+            return self.unknown(node, f"it is not known how channels pass through {word}")
         return follow(self, node)
 
     def _held(self, node: fx.Node, value: Any, text: str) -> Any:
@@ -315,13 +316,9 @@ def with_operand(node: fx.Node, position: int, value: fx.Node) -> tuple[Any, ...
 
 
 def arguments(node: fx.Node) -> tuple[Any, ...]:
-    """Return the positional arguments of a call, as plain values."""
+    """Return the positional arguments of a call, without fx's types: each would need a cast."""
     return node.args
 
 
 def _flat(along: Any) -> list[Along]:
     return along if isinstance(along, list) else [along]
-
-
-def _word(node: fx.Node) -> str:
-    return operator_name(node.target)

@@ -19,7 +19,7 @@ from torch import fx
 from fxopt.channels.follower import Along, Follower, arguments, follows
 from fxopt.channels.partition import Ids
 from fxopt.graph_module import GraphModule
-from fxopt.shapes import is_tensor, rank_of, shape_of
+from fxopt.shapes import is_one, is_tensor, rank_of, shape_of
 
 aten = torch.ops.aten
 
@@ -244,7 +244,9 @@ def _expand(follow: Follower, node: fx.Node) -> Along:
     along, shape = follow.of(x), shape_of(node)
     added = len(shape) - len(along)
     return tuple(
-        along[dim - added] if dim >= added and shape_of(x)[dim - added] != 1 else follow.fresh(size)
+        along[dim - added]
+        if dim >= added and not is_one(shape_of(x)[dim - added])
+        else follow.fresh(size)
         for dim, size in enumerate(shape)
     )
 
@@ -257,7 +259,7 @@ def _expand_as(follow: Follower, node: fx.Node) -> Along:
     found = []
     for dim, ids in enumerate(like):
         own = dim - added
-        if own >= 0 and shape_of(x)[own] != 1:
+        if own >= 0 and not is_one(shape_of(x)[own]):
             found.append(follow.join(node, along[own], ids))
         else:
             found.append(ids)
@@ -277,7 +279,7 @@ def _repeat(follow: Follower, node: fx.Node) -> Along:
     found: list[Ids | None] = []
     for dim, (size, count) in enumerate(zip(shape_of(node), times, strict=True)):
         own = dim - added
-        if own < 0 or shape_of(x)[own] == 1:
+        if own < 0 or is_one(shape_of(x)[own]):
             found.append(follow.fresh(size))
         elif (ids := along[own]) is None or count == 1:
             found.append(ids)
@@ -295,7 +297,7 @@ def _repeat_each(follow: Follower, node: fx.Node) -> Along:
     along = follow.of(x)
     if not isinstance(dim, int) or not isinstance(count, int):
         return follow.unknown(node, "a repetition over all dimensions at once mixes them")
-    if shape_of(x)[dim] == 1:
+    if is_one(shape_of(x)[dim]):
         return _at(along, dim, follow.fresh(shape_of(node)[dim]))
     ids = along[dim]
     return along if ids is None else _at(along, dim, np.repeat(ids, count))

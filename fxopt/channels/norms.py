@@ -10,7 +10,8 @@ from torch import fx
 from fxopt.channels.follower import Along, Follower, arguments, follows
 from fxopt.channels.groups import Role
 from fxopt.channels.partition import Ids
-from fxopt.shapes import rank_of, shape_of
+from fxopt.cost.call import Call, operator_name
+from fxopt.shapes import shape_of
 
 aten = torch.ops.aten
 
@@ -84,9 +85,8 @@ def _norm_groups(follow: Follower, node: fx.Node, ids: Ids, groups: int, width: 
 def _along_one(follow: Follower, node: fx.Node) -> Along:
     x, dim = arguments(node)[:2]
     along = follow.of(x)
-    word = str(node.target).split(".")[1]
-    ids = along[dim] if along else None
-    follow.freeze(node, ids, f"a {word} over them is another function without some of them")
+    text = f"a {operator_name(node.target)} over them is another function without some of them"
+    follow.freeze(node, along[dim] if along else None, text)
     return along
 
 
@@ -96,8 +96,7 @@ def _along_one(follow: Follower, node: fx.Node) -> Along:
 )  # fmt: skip
 def _mean(follow: Follower, node: fx.Node) -> Along:
     """A mean divides by how many there are."""
-    word = str(node.target).split(".")[1]
-    return _reduced(follow, node, f"a {word} over them is another function without some", True)
+    return _reduced(follow, node, "a {} over them is another function without some", True)
 
 
 @follows(
@@ -106,8 +105,7 @@ def _mean(follow: Follower, node: fx.Node) -> Along:
     aten.argmin.default, aten.max.default, aten.min.default, aten.prod.default,
 )  # fmt: skip
 def _extremes(follow: Follower, node: fx.Node) -> Along:
-    word = str(node.target).split(".")[1]
-    return _reduced(follow, node, f"{word} over them is another function without some", False)
+    return _reduced(follow, node, "{} over them is another function without some", False)
 
 
 @follows(
@@ -116,11 +114,8 @@ def _extremes(follow: Follower, node: fx.Node) -> Along:
 )  # fmt: skip
 def _ordered(follow: Follower, node: fx.Node) -> Any:
     """Values (and their places) in another order along one dimension."""
-    target: Any = node.target
-    names = [argument.name for argument in target._schema.arguments]
-    given = {**dict(zip(names, arguments(node), strict=False)), **node.kwargs}
-    along, dim = follow.of(arguments(node)[0]), given["dim"]
-    follow.freeze(node, along[dim], f"{target._schema.name[6:]} over them needs all of them")
+    along, dim = follow.of(arguments(node)[0]), Call(node)["dim"]
+    follow.freeze(node, along[dim], f"{operator_name(node.target)} over them needs all of them")
     kept = (*along[:dim], None, *along[dim + 1 :])
     value = node.meta["val"]
     return kept if isinstance(value, torch.Tensor) else [kept] * len(value)
@@ -128,30 +123,22 @@ def _ordered(follow: Follower, node: fx.Node) -> Any:
 
 @follows(aten.max.dim, aten.min.dim)
 def _extreme_and_place(follow: Follower, node: fx.Node) -> list[Along]:
-    word = str(node.target).split(".")[1]
-    x, dim, keep = arguments(node)
-    along = follow.of(x)
-    follow.freeze(node, along[dim], f"{word} over them is another function without some")
-    kept = (*along[:dim], *([None] if keep else []), *along[dim + 1 :])
-    return [kept, kept]
+    return [_reduced(follow, node, "{} over them is another function without some", False)] * 2
 
 
 def _reduced(follow: Follower, node: fx.Node, text: str, may_be_approximate: bool) -> Along:
     """Drop the dimensions that are reduced, or leave size 1 in their places."""
-    along = follow.of(arguments(node)[0])
-    target: Any = node.target
-    schema = target._schema.arguments
-    named = {one.name: value for one, value in zip(schema, arguments(node), strict=False)}
-    dims: Any = named.get("dim")
-    if isinstance(dims, int):
-        dims = [dims]
-    dims = list(dims) if dims else list(range(len(along)))
+    along, dims = follow.of(arguments(node)[0]), Call(node)["dim"]
+    text = text.format(operator_name(node.target))
+    dims = [dims] if isinstance(dims, int) else list(dims or range(len(along)))
     for dim in dims:
         if may_be_approximate:
             follow.reduce(node, along[dim], text)
         else:
             follow.freeze(node, along[dim], text)
-    if rank_of(node) == len(along):
+    value = node.meta["val"]
+    result = value[0] if isinstance(value, (list, tuple)) else value
+    if result.dim() == len(along):
         return tuple(None if dim in dims else ids for dim, ids in enumerate(along))
     return tuple(ids for dim, ids in enumerate(along) if dim not in dims)
 

@@ -76,11 +76,6 @@ class Partition:
         """Return for each identity whether it may not go."""
         return self._reason[self.roots(ids)] != _NO_REASON
 
-    def reason_of(self, identity: int) -> Reason | None:
-        """Return why an identity may not go."""
-        index = int(self._reason[self.roots(np.array([identity]))[0]])
-        return None if index == _NO_REASON else list(self.reasons)[index]
-
     def reason_indices(self, ids: Ids) -> Ids:
         """Return for each identity the index of its reason in `reasons`, or -1."""
         return self._reason[self.roots(ids)]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fxopt.comparison.race import Latency, Ratio
+from fxopt.text import plain_text
 
 
 @dataclass
@@ -93,12 +94,7 @@ class Comparison:
     # -- showing it ---------------------------------------------------------------------------
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        console = Console(width=110, no_color=True, highlight=False)
-        with console.capture() as captured:
-            console.print(self)
-        return "\n".join(line.rstrip() for line in captured.get().splitlines())
+        return plain_text(self)
 
     __repr__ = __str__
 

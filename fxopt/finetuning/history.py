@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
-from rich.console import Console
 from rich.table import Table
+
+from fxopt.text import plain_text
 
 Model = TypeVar("Model", bound=torch.nn.Module)
 
@@ -60,10 +60,7 @@ class FineTuned(Generic[Model]):
         return table
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=100)
-        console.print(self.table())
-        text: str = console.file.getvalue()  # type: ignore[attr-defined]
-        return "\n".join(line.rstrip() for line in text.splitlines())
+        return plain_text(self.table(), width=100)
 
     __repr__ = __str__
 

@@ -80,7 +80,7 @@ def without(dead: DeadChannels, name: str) -> tuple[GraphModule, PassResult]:
     channels = dead.channels
     graph = channels.graph.copy()
     rewriter = Rewriter(graph)
-    mender = Mender(channels, dead.gone, rewriter, "remove-zero-channels")
+    mender = Mender(channels, dead.gone, rewriter, name)
     nodes = {node.name: node for node in graph.graph.nodes}
     biases: dict[fx.Node, fx.Node] = {}  # by the layer, or by the bias if the layer has it alone
     for reading, values in dead.folds:

@@ -36,18 +36,7 @@ class Mender:
         self.channels = channels
         self.rewriter = rewriter
         self._gone = gone
-        self._along = {node.name: along for node, along in channels.values()}
-        self._lists = {
-            node.name: along
-            for node, along in channels.follower.along.items()
-            if isinstance(along, list)
-        }
-        self._first = {
-            node.name: along
-            for node in channels.graph.graph.nodes
-            if arguments(node) and isinstance(arguments(node)[0], fx.Node)
-            if isinstance(along := channels.follower.along[arguments(node)[0]], tuple)
-        }
+        self._originals = {node.name: node for node in channels.graph.graph.nodes}
         self._constants: dict[str, fx.Node] = {}
 
     def __call__(self, node: fx.Node) -> fx.Node | tuple[Any, ...] | None:
@@ -66,11 +55,13 @@ class Mender:
 
     def along(self, node: Any) -> Along:
         """Return what stood along the dimensions of a tensor before."""
-        return self._along[node.name]
+        return self.channels.along(self._originals[node.name])
 
     def parts(self, node: fx.Node) -> list[Along]:
         """Return what stood along the dimensions of each of several tensors before."""
-        return self._lists[node.name]
+        found = self.channels.follower.along[self._originals[node.name]]
+        assert isinstance(found, list)
+        return found
 
     def entering(self, node: fx.Node, dim: int) -> Mask | None:
         """Return which indices of its first operand's dimension stay."""
@@ -78,7 +69,7 @@ class Mender:
 
     def before(self, node: fx.Node) -> Along:
         """Return what stood along the dimensions of the first operand of `node` before."""
-        return self._first[node.name]
+        return self.channels.along(arguments(self._originals[node.name])[0])
 
     def sizes(self, node: fx.Node, sizes: Any, dims: range) -> list[Any]:
         """Return sizes that a call names, for these dimensions of its result, as they are now."""

@@ -53,7 +53,7 @@ class Selection:
         self.scores = scores
         self.wish = wish
         self._ids = [channels.ids_of(family) for family in self.families]
-        self._told = told(channels, wish.overrides)
+        self._told = ratios_told(channels, wish.overrides)
         self._told |= {
             index: 0.0 for index, one in enumerate(self.families) if one.kind not in wish.kinds
         }
@@ -65,7 +65,7 @@ class Selection:
         self._dimensions = list(_dimensions(channels))
         self._order = [np.argsort(s, kind="stable") for s in scores]
 
-    def removed(self, ratio: float) -> list[Mask]:
+    def at_ratio(self, ratio: float) -> list[Mask]:
         """Return for each family which channels go at this ratio."""
         counts = self._counts(ratio)
         found = []
@@ -80,7 +80,7 @@ class Selection:
         return gone_of(self.channels, removed)
 
     def spare(self, removed: list[Mask]) -> list[Mask]:
-        """Take back the most important channel wherever a dimension would be left empty."""
+        """Take back, in place, the most important channel wherever a dimension would be empty."""
         gone = self.gone(removed)
         for roots in self._dimensions:
             if gone[roots].all():
@@ -97,13 +97,12 @@ class Selection:
 
         Raises OptionError where it cannot fall so far.
         """
-        nothing = self.removed(0.0)
         if self.wish.ratio == 0.0:
-            return nothing
-        whole = cost(self.gone(nothing) & False)
+            return [np.zeros(family.channels, np.bool_) for family in self.families]
+        whole = cost(np.zeros(len(self.channels.partition), np.bool_))
         goal = whole * (1.0 - self.wish.ratio)
         low, high = 0.0, 1.0
-        best = self.spare(self.removed(1.0))
+        best = self.spare(self.at_ratio(1.0))
         least = cost(self.gone(best))
         if least > goal:
             raise OptionError(
@@ -113,7 +112,7 @@ class Selection:
             )
         for _ in range(trials):
             middle = (low + high) / 2
-            trial = self.spare(self.removed(middle))
+            trial = self.spare(self.at_ratio(middle))
             if cost(self.gone(trial)) > goal:
                 low = middle
             else:
@@ -214,7 +213,7 @@ def round_half_up(value: float) -> int:
     return math.floor(value + 0.5 + 1e-9)
 
 
-def told(channels: Channels, overrides: Mapping[str, float]) -> dict[int, float]:
+def ratios_told(channels: Channels, overrides: Mapping[str, float]) -> dict[int, float]:
     """Return the ratio of each family that a name gives one: the least of several.
 
     A name is a pattern for the paths of layers, or of a module with layers in it. Raises

@@ -68,18 +68,24 @@ def prune(
 
 
 def pruning_record(graph: GraphModule) -> PruningRecord:
-    """Return what the last pruning of a graph did. Raises OptionError where there was none."""
+    """Return what the last pruning of a graph did; of steps, the last one in which channels went.
+
+    Raises OptionError where there was none.
+    """
     steps = graph.info.story.steps if graph.info.story is not None else []
-    for step in reversed(steps):
-        if isinstance(step.details, PruningRecord):
-            return step.details
+    records = [one.details for one in steps if isinstance(one.details, PruningRecord)]
+    busy = [one for one in records if one.channels[0] > one.channels[1]]
+    if records:
+        return (busy or records)[-1]
     raise OptionError("This graph was not pruned: fxopt.prune(model, inputs) does.")
 
 
 def _share(gone: float, left: float, of: str) -> float:
     """Return the ratio for one step: channels are counted in whole widths, costs in what is left.
     """
-    return gone if of == "channels" else max(1.0 - (1.0 - gone) / left, 0.0)
+    if of == "channels" or left == 1.0:
+        return gone
+    return max(1.0 - (1.0 - gone) / left, 0.0)
 
 
 def _left(graph: GraphModule, of: str, wished: float) -> float:

@@ -19,7 +19,7 @@ from fxopt.graph_module import GraphModule
 from fxopt.inputs import infer_inputs
 from fxopt.pruning.computed_weights import analysed
 from fxopt.pruning.importance import importance_of, score
-from fxopt.pruning.removal import removed
+from fxopt.pruning.removal import remove_proven
 from fxopt.pruning.selection import gone_of
 from fxopt.sensitivity.bar import bar
 from fxopt.sensitivity.result import Row, Sensitivity
@@ -99,7 +99,7 @@ def _without(
     names = [one.name for one in channels.families]
     masks[names.index(family.name)][list(order[:count])] = True
     pruned = channels.graph.copy()
-    removed(pruned, channels, masks, gone_of(channels, masks), "sensitivity")
+    remove_proven(pruned, channels, masks, gone_of(channels, masks), "sensitivity")
     return pruned
 
 

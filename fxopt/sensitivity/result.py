@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fxopt.errors import OptionError
+from fxopt.text import plain_text
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,7 @@ class Sensitivity:
     # -- showing it ---------------------------------------------------------------------------
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        console = Console(width=110, no_color=True, highlight=False)
-        with console.capture() as captured:
-            console.print(self)
-        return "\n".join(line.rstrip() for line in captured.get().splitlines())
+        return plain_text(self)
 
     __repr__ = __str__
 

@@ -45,7 +45,9 @@ def test_the_first_reason_stands() -> None:
     partition.freeze(b, Reason("early", "first"))
     partition.unite(a, b)
     partition.freeze(a, Reason("late", "second"))
-    assert partition.reason_of(int(a[0])) == Reason("early", "first")
+    assert [list(partition.reasons)[i] for i in partition.reason_indices(a)] == [
+        Reason("early", "first")
+    ] * 2
 
 
 def test_grows() -> None:

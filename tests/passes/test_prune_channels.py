@@ -117,7 +117,7 @@ def test_the_budget_is_the_cost_of_the_pruned_graph(model: nn.Module, x: torch.T
     channels = Channels(graph)
     scores = [one.numpy() for one in score(importance_of("l2"), graph, channels.families)]
     chosen = Selection(channels, scores, PruneChannels(ratio=0.4)._wish())
-    gone = chosen.gone(chosen.removed(0.4))
+    gone = chosen.gone(chosen.at_ratio(0.4))
     _, (_, parameters) = _sizes(graph, remove(channels, gone)[0])
     (_, macs), _ = _sizes(graph, remove(channels, gone)[0])
     assert Budget(channels, "macs")(gone) == pytest.approx(macs, rel=1e-9)

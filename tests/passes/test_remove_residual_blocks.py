@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +22,7 @@ from fxopt.rewrite import Rewriter
 from fxopt.testing import noisy, op_counts
 from fxopt.vision import import_torchvision
 from tests.models import Function
+from tests.work import lines_run
 
 aten = torch.ops.aten
 models = import_torchvision().models
@@ -274,31 +274,25 @@ def test_nested_blocks() -> None:
     assert op_counts(graph)["add"] == 2
 
 
-def test_deep_nesting_and_long_chains_take_no_quadratic_time() -> None:
-    class Deep(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x.exp()
-
-    graph = fxopt.capture(Deep(), torch.randn(4))
+def nested(count: int) -> GraphModule:
+    """Two chains of `count` nested blocks each, whose sums are far from their inputs."""
+    graph = fxopt.capture(Function(torch.exp), torch.randn(4))
     rewriter = Rewriter(graph)
     (start,), end = graph.find(aten.exp.default), graph.output_node
-    for _ in range(2):  # a chain of nested blocks, each sum far from its input
+    for _ in range(2):
         inputs, y = [], start
-        for _ in range(3000):
+        for _ in range(count):
             inputs.append(y)
             y = rewriter.insert(aten.cos.default, y, before=end, like=start)
         for one in reversed(inputs):
             y = rewriter.insert(aten.add.Tensor, one, y, before=end, like=start)
         end.args = ((y,),)
         start = y
-    started = time.process_time()
-    found, misses = residual_blocks(graph)
-    assert time.process_time() - started < 3.0
-    assert len(found) == 6000 and not misses
-    assert sum(block.outer is None for block in found) == 2
+    return graph
 
 
-def test_long_skips_take_no_quadratic_time() -> None:
+def skipping(count: int) -> GraphModule:
+    """Values that are each read in one half of the graph, and again in the other."""
     graph = fxopt.capture(Function(torch.exp), torch.randn(4))
     (y,), end = graph.find(aten.exp.default), graph.output_node
     value = y.meta["val"]
@@ -309,13 +303,26 @@ def test_long_skips_take_no_quadratic_time() -> None:
         return node
 
     with graph.graph.inserting_before(end):
-        ends = [call(aten.cos.default, y) for _ in range(8000)]
-        for one in (*ends, *reversed(ends)):  # each is read in one half, and again in the other
+        ends = [call(aten.cos.default, y) for _ in range(count)]
+        for one in (*ends, *reversed(ends)):
             y = call(aten.mul.Tensor, y, one)
     end.args = ((y,),)
-    started = time.process_time()
-    assert residual_blocks(graph) == ((), ())
-    assert time.process_time() - started < 3.0
+    return graph
+
+
+def test_all_of_deeply_nested_blocks_are_found() -> None:
+    found, misses = residual_blocks(nested(3000))
+    assert len(found) == 6000 and not misses
+    assert sum(block.outer is None for block in found) == 2
+
+
+@pytest.mark.parametrize("build", [nested, skipping])
+def test_work_grows_in_proportion_to_the_graph(build: Any) -> None:
+    small, large = (build(count) for count in (400, 1600))
+    assert residual_blocks(skipping(50)) == ((), ())
+    few = lines_run(lambda: residual_blocks(small))
+    many = lines_run(lambda: residual_blocks(large))
+    assert many < 5.5 * few  # four times as many nodes, and a logarithm; quadratic is 16 times
 
 
 # -- which go --------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections import Counter
 from collections.abc import Sequence
 
@@ -33,14 +32,14 @@ def test_runs_is_captured_and_its_claims_are_about_what_matters(subject: Subject
     inputs = graph.info.example_inputs
     with torch.no_grad():
         found = copy.deepcopy(graph)(*inputs)  # a model may count its calls
-        started = time.process_time()
         expected = model.to(inputs[0].dtype if inputs[0].is_floating_point() else torch.float64)(
             *inputs
         )
-        seconds = time.process_time() - started
     assert relative_error(found, expected) < 1e-12
-    assert seconds < 0.5, "a subject is tiny"
-    assert sum(tensor.numel() for tensor in model.parameters()) < 10_000
+    assert sum(tensor.numel() for tensor in model.parameters()) < 10_000, "a subject is tiny"
+    values = [node.meta.get("val") for node in graph.graph.nodes]
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    assert sum(tensor.numel() for tensor in tensors) < 100_000, "a subject is tiny"
     leaves = [out for out in pytree.tree_leaves(expected) if isinstance(out, torch.Tensor)]
     assert all(out.isfinite().all() for out in leaves)
     assert {place for place, _ in places.values()} <= set(graph.constants())
