@@ -82,13 +82,13 @@ class Constancy:
         if node.op != "call_function":
             return None
         evaluate = _EVALUATE.get(node.target)
-        if evaluate is None and _iselementwise(node.target):
+        if evaluate is None and _is_elementwise(node.target):
             evaluate = _EVALUATE["elementwise"]
         found = None if evaluate is None else evaluate(self, node)
         return [_finite(one) for one in found] if isinstance(found, list) else _finite(found)
 
 
-def _iselementwise(target: Any) -> bool:
+def _is_elementwise(target: Any) -> bool:
     tags = getattr(target, "tags", ())
     return torch.Tag.pointwise in tags and torch.Tag.nondeterministic_seeded not in tags
 
