@@ -6,7 +6,7 @@ import keyword
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import fx
@@ -411,11 +411,17 @@ class GraphModule(fx.GraphModule):
         return super().load_state_dict(given, strict, assign)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> GraphModule:
-        raise FxoptError(
-            "A captured graph has dtypes and devices baked into its nodes, so .to(), .half(), "
-            ".double() and .cuda() cannot move it. Use fxopt.dialect.retarget(graph, dtype=…, "
-            "device=…), which rewrites them too."
-        )
+        """Change how the constants are stored, for `.to(memory_format=…)` and its like."""
+        tensors = [*self.parameters(), *self.buffers()]
+        for dtype, device in {(tensor.dtype, tensor.device) for tensor in tensors}:
+            probe = fn(torch.empty(0, dtype=dtype, device=device))
+            if (probe.dtype, probe.device) != (dtype, device):
+                raise FxoptError(
+                    "A captured graph has dtypes and devices baked into its nodes, so .to(), "
+                    ".half(), .double() and .cuda() cannot move it. Use "
+                    "fxopt.dialect.retarget(graph, dtype=…, device=…), which rewrites them too."
+                )
+        return cast(GraphModule, super()._apply(fn, recurse))
 
     # -- copying ------------------------------------------------------------------------------
 

@@ -202,6 +202,26 @@ def test_retarget_leaves_the_graph_and_the_model_as_they_are() -> None:
         moved(X)
 
 
+@pytest.mark.parametrize("method", ["half", "double", "bfloat16"])
+def test_methods_that_know_no_nodes_are_refused_before_any_change(method: str) -> None:
+    graph = fxopt.capture(model := MOVED["branches"][0](), MOVED["branches"][1])
+    with pytest.raises(fxopt.FxoptError, match="retarget"):
+        getattr(graph, method)()
+    assert {x.dtype for x in [*graph.parameters(), *model.parameters()]} == {torch.float32}
+
+
+def test_a_graph_can_change_its_memory_format() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    graph = fxopt.capture(model, torch.randn(1, 3, 8, 8))
+    before = graph(x := torch.randn(1, 3, 8, 8))
+    assert graph.to("cpu").float() is graph
+    graph.to(memory_format=torch.channels_last)
+    weight = graph.get_parameter("0.weight")
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert model[0].weight.is_contiguous()
+    assert relative_error(graph(x.contiguous(memory_format=torch.channels_last)), before) < 1e-6
+
+
 def test_casts_inside_become_casts_to_the_new_dtype() -> None:
     model = Model(lambda self, x: (x.half().float() * 2, x.to(torch.int32)))
     moved = dialect.retarget(fxopt.capture(model, X), dtype=torch.float64)
