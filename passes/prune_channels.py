@@ -26,6 +26,7 @@ from fxopt.channels.analysis import Channels
 from fxopt.channels.partition import Mask
 from fxopt.contract import Effect, PassResult, Precondition
 from fxopt.graph_module import GraphModule
+from fxopt.objective import each_batch
 from fxopt.pruning import selection
 from fxopt.pruning.budget import Budget
 from fxopt.pruning.computed_weights import analysed
@@ -56,6 +57,9 @@ class PruneChannels:
     kinds           "channels", "heads" (of attention), or both: ("heads",) prunes nothing else
     heads           what attention loses: whole heads, or the "width" of each
     residual        also remove channels that norms and means reduce, which is approximate
+    reconstruct     batches, as for `fxopt.finetune` or inputs alone: fit the layers that stay to
+                    what the original's return on them, without training and without labels; some
+                    hundreds of inputs do, all of which are held in memory
     widths          the widths that shares are shares of, by family, where they are no longer the
                     widths as they are: for pruning in steps
     """
@@ -73,6 +77,7 @@ class PruneChannels:
     heads: str = "heads"
     residual: bool = False
     backend: str = "eager"
+    reconstruct: Any = field(default=None, repr=False)
     widths: Mapping[str, int] = field(default_factory=dict)
 
     name: ClassVar[str] = "prune-channels"
@@ -88,8 +93,16 @@ class PruneChannels:
         scores = score(importance_of(self.importance), channels.graph, channels.families)
         chosen = Selection(channels, [one.numpy() for one in scores], wish)
         masks = self._masks(chosen, channels)
-        result = remove_proven(graph, channels, masks, chosen.gone(masks), self.name)
+        result = remove_proven(
+            graph, channels, masks, chosen.gone(masks), self.name, self._batches()
+        )
         return folded.followed_by(result) if result.modified else result
+
+    def _batches(self) -> list[Any]:
+        """Return the batches to reconstruct with; none where that was not asked for."""
+        if self.reconstruct is None:
+            return []
+        return list(each_batch(self.reconstruct, "reconstruct"))
 
     def _wish(self) -> Wish:
         selection.check_overrides(self.overrides)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fxopt.channels.analysis import Frozen
+from fxopt.reconstruction import Reconstruction
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class PruningRecord:
     error: float
     bound: float
     approximate: tuple[str, ...] = ()
+    reconstruction: Reconstruction | None = None
 
     @property
     def channels(self) -> tuple[int, int]:
@@ -68,6 +70,8 @@ class PruningRecord:
                 "the original with those channels zeroed where they are read computes the same: "
                 f"error {self.error:.2g} (bound {self.bound:.2g})"
             )
+        if self.reconstruction is not None:
+            lines += str(self.reconstruction).splitlines()
         for reason, (count, layer) in _reasons(self.frozen)[:6]:
             more = f" and {count - 1} more layers" if count > 1 else ""
             lines.append(f"frozen: {layer}{more}: {reason}")

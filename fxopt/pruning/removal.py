@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
 
@@ -19,6 +20,7 @@ from fxopt.graph_module import GraphModule
 from fxopt.pruning.mending import Mender
 from fxopt.pruning.oracle import zeroed
 from fxopt.pruning.record import PruningRecord, Width
+from fxopt.reconstruction import Reconstruction, reconstruct
 from fxopt.rewrite import Rewriter
 from fxopt.story import Verification
 from fxopt.verify import compare, runner
@@ -41,13 +43,15 @@ def remove(
 
 
 def remove_proven(
-    graph: GraphModule, channels: Channels, removals: Sequence[Mask], gone: Mask, name: str
-) -> PassResult:
+    graph: GraphModule, channels: Channels, removals: Sequence[Mask], gone: Mask, name: str,
+    batches: Sequence[Any] = (),
+) -> PassResult:  # fmt: skip
     """Make `graph` the analysed one without some channels, once that is proven; say what was done.
 
     `removals` says for each family which of its channels go, `gone` for each identity. Raises
     VerifyError, and leaves the graph as it was, where the result is not the original with those
-    channels zeroed wherever a contraction reads them.
+    channels zeroed wherever a contraction reads them. With `batches`, what is proven is then fit to
+    what the original's layers return on these (see `fxopt.reconstruction`).
     """
     misses = tuple(Miss(one.node, one.reason.text) for one in channels.frozen())
     if not gone.any():
@@ -73,10 +77,27 @@ def remove_proven(
     widths = _widths(channels, removals)
     record = PruningRecord(
         widths, tuple(channels.frozen()), *_sizes(channels.graph, pruned), error, verdict.bound,
-        where,
+        where, _reconstructed(pruned, channels, gone, batches) if batches else None,
     )  # fmt: skip
     graph.become(pruned)
     return replace(result, misses=misses, details=record)
+
+
+def _reconstructed(
+    pruned: GraphModule, channels: Channels, gone: Mask, batches: Sequence[Any]
+) -> Reconstruction:
+    """Fit the layers of the pruned graph, in place, to those of the one that was analysed."""
+
+    def stays(node: fx.Node, value: torch.Tensor) -> torch.Tensor:
+        for dim, ids in enumerate(channels.along(originals[node.name])):
+            if ids is not None and (lost := gone[channels.partition.roots(ids)]).any():
+                kept = torch.from_numpy(np.flatnonzero(~lost)).to(value.device)
+                value = value.index_select(dim, kept)
+        return value
+
+    originals = {node.name: node for node in channels.graph.graph.nodes}
+    pruned.own_storage()  # what was not cut is still the storage of the model
+    return reconstruct(pruned, channels.graph, stays, batches)
 
 
 def _judged(pruned: GraphModule, reference: GraphModule, name: str) -> Verification:
