@@ -4,11 +4,12 @@
     python tools/bench.py compile MODEL …     compile(backend="onnx") beside torch.onnx.export
     python tools/bench.py latency MODEL …     backends beside eager, interleaved rounds
     python tools/bench.py rules MODEL …       each rule: latency without it and with it
-    python tools/bench.py prune [MODEL …]     pruned networks: latency beside multiplications
+    python tools/bench.py prune [MODEL …]     pruned networks: accuracy, and latency beside MACs
 
 Models are named as in torchvision.models or timm, or `bert`: two layers of it. `prune` also takes
-`cifar-resnet56` and `cifar-vgg16`; without models it measures five networks, and writes
-docs/pruning-latency.md (`--out` names another file). `--prune` is the same. Times on a shared
+`cifar-resnet56` and `cifar-vgg16`; with models it measures their latency alone, without them all
+that docs/pruning-figures.md shows, and writes it (`--out` names another file): hours of training,
+of which `--state` keeps what is done. `--prune` is the same as `prune`. Times on a shared
 machine move by a third: compare the ratios, which come from interleaved rounds of one run.
 """
 
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pruning_latency import measure_pruning
+from pruning_page import measure_pruning
 from rule_latency import measure_rules
 from subjects import subject
 from torch import fx
@@ -51,7 +52,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--backends", nargs="+", metavar="BACKEND")
-    parser.add_argument("--out", type=Path, help="the file that the table of `prune` goes to")
+    parser.add_argument("--out", type=Path, help="the file that the tables of `prune` go to")
+    parser.add_argument("--state", type=Path, default=Path("figures"), help="where `prune` goes on")
     given = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(["prune" if one == "--prune" else one for one in given])
     warnings.simplefilter("ignore")
@@ -65,7 +67,8 @@ def main(arguments: list[str] | None = None) -> None:
             compile_beside_torch(name)
     elif options.what == "prune":
         backends = options.backends or ["eager", "onnx"]
-        measure_pruning(options.models, backends, options.rounds, options.threads, options.out)
+        latency_of = (options.models, backends, options.rounds, options.threads)
+        measure_pruning(latency_of, options.state, options.out)
     elif options.what == "rules":
         measure_rules(models, backends, options.rounds, options.threads)
     else:

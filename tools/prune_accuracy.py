@@ -29,6 +29,7 @@ import torch.nn.functional as F
 
 import fxopt
 from fxopt.cost import macs
+from fxopt.files import atomic_path
 from fxopt.pruning.importance import Taylor
 
 LESS = {"resnet56": 2.13, "vgg16": 4.0}  # how many times fewer MACs
@@ -61,20 +62,19 @@ def main() -> None:
         parser.error(f"unknown networks {', '.join(unknown)}: there are {', '.join(LESS)}")
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)
-    options.state.mkdir(exist_ok=True)
+    options.state.mkdir(parents=True, exist_ok=True)
     for name in options.networks or LESS:
         for who in options.by:
-            run(name, who, options.cpu_minutes, options.state)
+            print(json.dumps(run(name, who, options.cpu_minutes, options.state)), flush=True)
 
 
-def run(name: str, who: str, cpu_minutes: float, state: Path) -> None:
-    """Prune, fine-tune and measure one network; skip what is finished."""
+def run(name: str, who: str, cpu_minutes: float, state: Path) -> dict[str, Any]:
+    """Prune, fine-tune and measure one network, if that is not done yet; return the figures."""
     key = f"{name} by {who}, {cpu_minutes:g} CPU minutes"
     file = state / "rows.json"
     rows: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     if key in rows:
-        print(key, json.dumps(rows[key]), flush=True)
-        return
+        return dict(rows[key])
     model = network(name)
     clean, test, train = cifar.clean_set(), cifar.test_set(), cifar.training_set()
     started = time.process_time()
@@ -90,7 +90,7 @@ def run(name: str, who: str, cpu_minutes: float, state: Path) -> None:
         "cpu_minutes_before_training": spent,
     }
     print(key, json.dumps(row), flush=True)
-    started = time.time()
+    began = time.time()
     tuned = fxopt.finetune(
         pruned,
         train.training_batches(BATCH),
@@ -107,11 +107,11 @@ def run(name: str, who: str, cpu_minutes: float, state: Path) -> None:
     row["test_tuned"] = cifar.accuracy(tuned.model, test)
     row["loss_in_points"] = row["test_before"] - row["test_tuned"]
     row["epochs"] = len(tuned.history)
-    row["minutes"] = (time.time() - started) / 60
-    rows = json.loads(file.read_text()) if file.exists() else {}
-    rows[key] = row
-    file.write_text(json.dumps(rows, indent=1))
-    print(key, json.dumps(row), flush=True)
+    row["minutes"] = (time.time() - began) / 60
+    rows = json.loads(file.read_text()) if file.exists() else {}  # others may have been added
+    with atomic_path(file) as temporary:
+        temporary.write_text(json.dumps({**rows, key: row}, indent=1))
+    return row
 
 
 def network(name: str) -> torch.nn.Module:

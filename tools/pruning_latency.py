@@ -1,4 +1,4 @@
-"""What pruning is worth in time: latencies beside multiplications; see `tools/bench.py prune`.
+"""What pruning is worth in time: latencies beside multiplications; see tools/pruning_page.py.
 
 Each network is pruned to the same multiplications with widths as they fall (round_to=1) and with
 multiples of 8, and compiled. All of one backend then run in one race, in interleaved rounds, beside
@@ -10,20 +10,18 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cifar
 import torch
 import torch.nn.functional as F
+from prune_accuracy import PRUNING
 from subjects import subject
 
 import fxopt
 from fxopt.comparison.race import Latency, Ratio, race
 from fxopt.cost import macs
 from fxopt.errors import FxoptError, unknown_name
-from fxopt.files import atomic_path
-from fxopt.profiling.machine import measure_machine
 from fxopt.pruning.importance import Taylor
 
 MODELS = ("cifar-resnet56", "cifar-vgg16", "resnet50", "mobilenet_v2", "vit_b_16")
@@ -31,31 +29,17 @@ FEWER = {"cifar-resnet56": (2.0, 2.13), "cifar-vgg16": (2.0, 4.0)}  # times; oth
 ROUND_TO = (1, 8)
 CIFAR_BATCH = 8  # of one small image, calling would cost more than computing
 SCORED = 1000  # clean images that the channels of the CIFAR networks are scored on
-PAGE = Path(__file__).parent.parent / "docs" / "pruning-latency.md"
 
 
-def measure_pruning(
-    models: list[str], backends: list[str], rounds: int, threads: int, out: Path | None
-) -> None:
-    """Print a row per network, share and rounding as they are measured, then the table.
-
-    The table is written to `out`; without one, to docs/pruning-latency.md where all networks were
-    measured, and nowhere where only some were.
-    """
+def latencies(models: list[str], backends: list[str], rounds: int, threads: int) -> str:
+    """Print a row per network, share and rounding as they are measured; return the section."""
     rows = []
     for name in models or MODELS:
         for row in measured(name, backends, rounds, threads):
             print(row.cells(backends), flush=True)
             rows.append(row)
         gc.collect()
-    page = document(rows, backends, rounds)
-    print(f"\n{page}")
-    if out is None and not models:
-        out = PAGE
-    if out is not None:
-        with atomic_path(out) as temporary:
-            temporary.write_text(page, encoding="utf-8")
-        print(f"written to {out}")
+    return section(rows, backends, rounds)
 
 
 # -- one network -----------------------------------------------------------------------------------
@@ -137,7 +121,7 @@ def network(name: str) -> tuple[fxopt.GraphModule, torch.Tensor, dict[str, Any]]
     model, x = cifar.NETWORKS[short](), torch.rand(CIFAR_BATCH, 3, 32, 32)
     images = cifar.clean_set().first(SCORED)
     taylor = Taylor(data=list(images.batches(CIFAR_BATCH)), loss=F.cross_entropy)
-    options = {"scope": "global", "max_ratio": 0.8, "importance": taylor}
+    options = {"scope": "global", "importance": taylor, **PRUNING[short]}
     return fxopt.capture(model, x), x, options
 
 
@@ -145,7 +129,8 @@ def pruned_to(
     graph: fxopt.GraphModule, fewer: float, round_to: int, options: dict[str, Any]
 ) -> Pruned:
     """Prune a graph to so many times fewer multiplications."""
-    small = fxopt.prune(graph, ratio=1 - 1 / fewer, of="macs", round_to=round_to, **options)
+    options = {**options, "round_to": round_to}
+    small = fxopt.prune(graph, ratio=1 - 1 / fewer, of="macs", **options)
     return Pruned(
         small, fewer, round_to, _macs(graph) / _macs(small), _parameters(graph) / _parameters(small)
     )
@@ -178,17 +163,16 @@ def _raced(
     return outcome.latencies
 
 
-# -- the page --------------------------------------------------------------------------------------
+# -- the section -----------------------------------------------------------------------------------
 
 
-def document(rows: list[Row], backends: list[str], rounds: int) -> str:
-    """Return the table as a page of Markdown, with what was measured, and on what."""
+def section(rows: list[Row], backends: list[str], rounds: int) -> str:
+    """Return the table with what was measured, as a section of Markdown."""
     columns = ["model", "input", "asked", "round_to", "MACs", "parameters", *backends]
     head = f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|"
     table = "\n".join([head, *(row.cells(backends) for row in rows)])
-    return f"""# What pruning is worth in time
+    return f"""## Time
 
-Written by `python tools/bench.py prune`, on {measure_machine().name}, torch {torch.__version__}.
 Original and pruned are compiled alike and run in {rounds} interleaved rounds, all of one network
 and backend in one race.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -50,19 +51,38 @@ def test_the_table_has_macs_and_latency_by_backend(
             assert "×" in cell and " to " in cell and " → " in cell and "inf" not in cell
 
 
-def test_some_models_alone_do_not_replace_the_page(
+def test_the_page_has_all_figures_and_some_models_alone_do_not_replace_it(
     bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import pruning_latency
+    import pruning_page
+    import restoration
 
-    page: Any = tmp_path / "page.md"
-    monkeypatch.setattr(pruning_latency, "PAGE", page)
+    page, state = tmp_path / "page.md", tmp_path / "state"
+    monkeypatch.setattr(pruning_page, "PAGE", page)
     monkeypatch.setattr(pruning_latency, "MODELS", ("one",))
-    options = ["--rounds", "1", "--threads", "1", "--backends", "eager"]
+    options = ["--rounds", "1", "--threads", "1", "--backends", "eager", "--state", str(state)]
     bench.main(["prune", "one", *options])
     assert not page.exists()
+
+    state.mkdir()  # with what hours of training have found
+    accuracy = {
+        "macs": [200, 100], "parameters": [30, 10], "test_before": 93.2, "test_pruned": 88.4,
+        "test_tuned": 92.95, "loss_in_points": 0.25,
+    }  # fmt: skip
+    found = {f"{n} by {who}, {m:g} CPU minutes": accuracy for n, who, m in pruning_page.RUNS}
+    (state / "rows.json").write_text(json.dumps(found))
+    decibels = dict.fromkeys(("reported", "imagenet", "animals"), 30.0)
+    stages = {"noisy": decibels, "before": decibels, "pruned": decibels, "tuned": decibels}
+    key = f"{restoration.CHOSEN}, {pruning_page.RESTORING:g} CPU minutes"
+    (state / "restoration.json").write_text(json.dumps({key: {"macs_per_pixel": [4, 2], **stages}}))
     bench.main(["--prune", *options])
-    assert "| one | " in page.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    row = "| 2.00× | 3.00× | 93.20 | 88.40 | 90 | 92.95 | 0.25 |"
+    assert f"| resnet56 | fxopt {row}" in text
+    assert "| all 40 | 30.00 | 30.00 | 30.00 | 30.00 | 0.00 |" in text
+    assert "with 2.00 times" in text
+    assert "| one | " in text
 
 
 def test_a_ratio_says_how_many_times_as_fast_the_pruned_one_is(bench: ModuleType) -> None:
