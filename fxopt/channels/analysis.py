@@ -9,7 +9,16 @@ import numpy as np
 import torch
 from torch import fx
 
-from fxopt.channels import contractions, elementwise, moves, norms, recurrent
+from fxopt.channels import (
+    contractions,
+    elementwise,
+    images,
+    indexing,
+    moves,
+    norms,
+    recurrent,
+    reshapes,
+)  # fmt: skip
 from fxopt.channels.families import families_of
 from fxopt.channels.follower import Along, Follower, Site
 from fxopt.channels.groups import Family
@@ -19,7 +28,7 @@ from fxopt.graph_module import GraphModule
 
 HEADS = ("heads", "width")
 # importing them registers the operators
-_FOLLOWED = (contractions, elementwise, moves, norms, recurrent)
+_FOLLOWED = (contractions, elementwise, images, indexing, moves, norms, recurrent, reshapes)
 _ROUNDS = 8
 _FEW = 3  # a factor so small is taken only where attention asks for it
 

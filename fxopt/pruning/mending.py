@@ -12,7 +12,7 @@ from torch import fx
 from fxopt.channels.analysis import Channels
 from fxopt.channels.contractions import CONVOLUTIONS, groups_position
 from fxopt.channels.follower import Along, arguments
-from fxopt.channels.moves import index_source, known_indices
+from fxopt.channels.indexing import index_source, known_indices
 from fxopt.channels.partition import Ids, Mask
 from fxopt.normalize import INT_MAX
 from fxopt.replay import remember_reads

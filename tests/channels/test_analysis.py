@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import fxopt
 from fxopt.channels import Channels, Role, channels_network
-from fxopt.channels.moves import blocks
+from fxopt.channels.reshapes import blocks
 from fxopt.errors import OptionError
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from fxopt.channels.follower import arguments
-from fxopt.channels.moves import blocks
+from fxopt.channels.reshapes import blocks
 from fxopt.pruning.constancy.known import Constancy, Found, Known, call, evaluates
 from fxopt.shapes import dtype_of, is_tensor, rank_of, same_shape, shape_of
 
