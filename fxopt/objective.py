@@ -85,6 +85,22 @@ def inputs_of(batch: Any, loss: Loss | None = None) -> Inputs:
     )
 
 
+def flat_inputs_of(graph: GraphModule, batch: Any) -> list[Any]:
+    """Return the inputs in a batch as the graph's placeholders take them, on its device.
+
+    Raises ObjectiveError as `inputs_of` does, ShapeError for shapes that were not captured, and
+    OptionError for the body of a control flow, which has no inputs of its own.
+    """
+    signature = graph.info.signature
+    if signature is None:
+        raise OptionError("The body of a control flow cannot be run on data alone.")
+    inputs, device = inputs_of(batch), device_of(graph)
+    flat = signature.flatten(inputs.args, inputs.kwargs)
+    flat = [x.to(device) if isinstance(x, torch.Tensor) else x for x in flat]
+    signature.check(flat)
+    return flat
+
+
 def each_batch(data: Batches, name: str = "data") -> Iterator[Any]:
     """Yield the batches of one pass over `data`; raise ObjectiveError where there are none."""
     try:

@@ -73,8 +73,8 @@ class PruningRecord:
         if self.reconstruction is not None:
             lines += str(self.reconstruction).splitlines()
         for reason, (count, layer) in _reasons(self.frozen)[:6]:
-            more = f" and {count - 1} more layers" if count > 1 else ""
-            lines.append(f"frozen: {layer}{more}: {reason}")
+            more = f" and {count - 1} more layers compute" if count > 1 else " computes"
+            lines.append(f"frozen: what '{layer}'{more}: {reason}")
         return "\n".join(lines)
 
 

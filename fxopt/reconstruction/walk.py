@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxopt.errors import FxoptError
 from fxopt.graph_module import GraphModule
-from fxopt.objective import ObjectiveError, device_of, inputs_of
+from fxopt.interpreter import Interpreter
+from fxopt.objective import ObjectiveError, flat_inputs_of
 from fxopt.reconstruction.layers import Layer, layers_of
 from fxopt.reconstruction.least_squares import Solution, solve
 from fxopt.reconstruction.record import Fit, Reconstruction
@@ -45,7 +45,7 @@ def reconstruct(
     infinite. Weights may have changed by then.
     """
     layers, skipped = layers_of(smaller, original)
-    flat = [_inputs(original, batch) for batch in batches]
+    flat = [flat_inputs_of(original, batch) for batch in batches]
     wanted = _wanted(original, pick, layers, flat)
     fits = []
     walk = _Walk(smaller, flat)
@@ -67,18 +67,6 @@ class _Sample:
 
     positions: torch.Tensor
     y: torch.Tensor  # [positions, groups, outputs of a group], with what the layer is added to
-
-
-def _inputs(graph: GraphModule, batch: Any) -> list[Any]:
-    """Return the flat inputs of a batch."""
-    signature = graph.info.signature
-    if signature is None:
-        raise FxoptError("The body of a control flow cannot be reconstructed alone.")
-    inputs = inputs_of(batch)
-    flat = signature.flatten(inputs.args, inputs.kwargs)
-    flat = [x.to(device_of(graph)) if isinstance(x, torch.Tensor) else x for x in flat]
-    signature.check(flat)
-    return flat
 
 
 def _wanted(
@@ -175,7 +163,7 @@ class _Walk:
     def __init__(self, graph: GraphModule, flat: Sequence[list[Any]]) -> None:
         self.graph = graph.copy().train(False)
         self._nodes = {node.name: node for node in self.graph.graph.nodes}
-        self._runs = [_Run(self.graph) for _ in flat]
+        self._runs = [Interpreter(self.graph) for _ in flat]
         for run, inputs in zip(self._runs, flat, strict=True):
             run.args_iter = iter(inputs)
 
@@ -188,20 +176,3 @@ class _Walk:
     def values(self, name: str) -> list[Any]:
         """Return the value of the node of that name in every batch."""
         return [run.env[self._nodes[name]] for run in self._runs]
-
-
-class _Run(fx.Interpreter):
-    def __init__(self, graph: GraphModule) -> None:
-        super().__init__(graph)
-        self._constants = graph
-
-    def advance(self, node: fx.Node) -> Any:
-        """Run a node and let go of what is used no more."""
-        value = self.env[node] = self.run_node(node)
-        for used in self.user_to_last_uses.get(node, ()):
-            del self.env[used]
-        return value
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Return the value of a node; a constant is asked from the graph by its name."""
-        return self._constants.value(n) if n.op == "get_attr" else super().run_node(n)

@@ -99,5 +99,5 @@ def test_the_record_reads_well(model: Any, x: torch.Tensor) -> None:
         "channels 96 → 48 (−50%), MACs 5,056 → 1,504 (−70%), parameters 2,627 → 803 (−69%)",
         f"the original with those channels zeroed where they are read computes the same: error "
         f"{record.error:.2g} (bound 1e-05)",
-        "frozen: 4: the model returns them",
+        "frozen: what '4' computes: the model returns them",
     ]

@@ -24,7 +24,8 @@ from torch import fx
 from fxopt.channels.groups import Appearance, Family
 from fxopt.errors import FxoptError, OptionError
 from fxopt.graph_module import GraphModule
-from fxopt.objective import device_of, inputs_of
+from fxopt.interpreter import Interpreter
+from fxopt.objective import flat_inputs_of
 from fxopt.pruning.importance.batches import check_batches, first_batches, in_evaluation
 from fxopt.pruning.importance.normalization import Normalized
 from fxopt.shapes import is_tensor
@@ -81,16 +82,9 @@ class Activations(Normalized):
                 place = _behind(node) if self.at == "activation" else node
                 watched.setdefault(place, []).append((found, appearance))
         reader = _Reader(twin, watched)
-        signature = twin.info.signature
-        if signature is None:
-            raise FxoptError("The importance 'activations' cannot run the body of a control flow.")
         for batch in first_batches(self.data, self.batches):
-            inputs = inputs_of(batch)
-            flat = signature.flatten(inputs.args, inputs.kwargs)
-            flat = [x.to(device_of(twin)) if isinstance(x, torch.Tensor) else x for x in flat]
-            signature.check(flat)
             with torch.no_grad():
-                reader.run(*flat, enable_io_processing=False)
+                reader.run(*flat_inputs_of(twin, batch), enable_io_processing=False)
         return [found.of(self.statistic) for found in moments]
 
 
@@ -122,19 +116,18 @@ class Moments:
         return (self.filled if statistic == "apoz" else self.absolute) / count
 
 
-class _Reader(fx.Interpreter):
-    """Runs a graph node by node and takes in the values that are watched."""
+class _Reader(Interpreter):
+    """Takes in the values that are watched."""
 
     def __init__(
         self, graph: GraphModule, watched: dict[fx.Node, list[tuple[Moments, Appearance]]]
     ) -> None:
         super().__init__(graph)
-        self._constants = graph
         self._watched = watched
 
     def run_node(self, n: fx.Node) -> Any:
-        """Return the value of a node; a constant is asked from the graph by its name."""
-        value = self._constants.value(n) if n.op == "get_attr" else super().run_node(n)
+        """Return the value of a node."""
+        value = super().run_node(n)
         for moments, appearance in self._watched.get(n, ()):
             moments.add(value, appearance)
         return value
