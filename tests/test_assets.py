@@ -194,7 +194,7 @@ def coded(count: int) -> torch.Tensor:
 def test_augmented_images_are_crops_of_the_padded_and_half_are_flipped(cifar: ModuleType) -> None:
     pixels = coded(200)
     torch.manual_seed(0)
-    found = cifar.augmented(pixels)
+    found, flipped = cifar.augmented(pixels)
     padded = nn.functional.pad(pixels[:1], (4, 4, 4, 4))[0]
     crops = {}
     for down in range(9):
@@ -205,6 +205,7 @@ def test_augmented_images_are_crops_of_the_padded_and_half_are_flipped(cifar: Mo
     seen = [crops[image.numpy().tobytes()] for image in found]
     assert {place[0] for place in seen} == {place[1] for place in seen} == set(range(9))
     assert 70 < sum(place[2] for place in seen) < 130
+    assert [place[2] for place in seen] == flipped.bool().tolist()
 
 
 def test_training_batches_are_shuffled_whole_and_follow_the_seed(cifar: ModuleType) -> None:
@@ -221,6 +222,16 @@ def test_training_batches_are_shuffled_whole_and_follow_the_seed(cifar: ModuleTy
     assert len(batches) == len(list(batches)) == 3
     x, _ = next(iter(batches))
     assert x.dtype == torch.float32 and x.min() >= 0 and 0.5 < x.max() <= 1
+
+
+def test_what_a_teacher_says_goes_with_its_image_and_its_flip(cifar: ModuleType) -> None:
+    images = cifar.Images(coded(20), torch.arange(20))
+    told = torch.stack([torch.arange(20), 100 + torch.arange(20)])[..., None].float()
+    flips = 0
+    for _, (labels, said) in images.training_batches(10, told):
+        flips += int((said[:, 0] >= 100).sum())
+        assert (said[:, 0] % 100).tolist() == labels.tolist()
+    assert 0 < flips < 20
 
 
 def test_evaluation_batches_are_all_images_in_order(cifar: ModuleType) -> None:

@@ -56,13 +56,14 @@ class Images:
         """Return all images in order, as batches of `size` and one with the rest."""
         return Batches(self, size)
 
-    def training_batches(self, size: int = 128) -> Batches:
+    def training_batches(self, size: int = 128, told: torch.Tensor | None = None) -> Batches:
         """Return the images shuffled, shifted by up to 4 pixels and flipped, in whole batches.
 
         Random numbers come from torch's global generator: anew in every pass, the same for the
-        same seed.
+        same seed. `told` is what a teacher says of every image, [2, n, classes]: as it is, and
+        flipped. Targets are then pairs of the labels and what the teacher says.
         """
-        return Batches(self, size, training=True)
+        return Batches(self, size, training=True, told=told)
 
 
 @dataclass(frozen=True)
@@ -72,27 +73,36 @@ class Batches:
     images: Images
     size: int
     training: bool = False
+    told: torch.Tensor | None = None
 
     def __len__(self) -> int:
         whole = len(self.images) / self.size
         return math.floor(whole) if self.training else math.ceil(whole)
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, Any]]:
         count = len(self.images)
         order = torch.randperm(count) if self.training else torch.arange(count)
         for chosen in order.split(self.size)[: len(self)]:
             pixels, labels = self.images.pixels[chosen], self.images.labels[chosen]
-            yield (augmented(pixels) if self.training else pixels).float() / 255, labels
+            flipped = torch.zeros(len(pixels), dtype=torch.int64)
+            if self.training:
+                pixels, flipped = augmented(pixels)
+            told = self.told
+            targets = labels if told is None else (labels, told[flipped, chosen])
+            yield pixels.float() / 255, targets
 
 
-def augmented(pixels: torch.Tensor) -> torch.Tensor:
-    """Return images [n, 3, 32, 32] shifted by up to 4 pixels into black, half of them flipped."""
+def augmented(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return images [n, 3, 32, 32] shifted by up to 4 pixels into black, half of them flipped.
+
+    Also return which are flipped, as 0 and 1.
+    """
     count = len(pixels)
     windows = F.pad(pixels, (4, 4, 4, 4)).unfold(2, 32, 1).unfold(3, 32, 1)  # [n, 3, 9, 9, 32, 32]
     down, right = torch.randint(9, (2, count))
     cropped = windows[torch.arange(count), :, down, right]
     flipped = torch.rand(count) < 0.5
-    return torch.where(flipped[:, None, None, None], cropped.flip(3), cropped)
+    return torch.where(flipped[:, None, None, None], cropped.flip(3), cropped), flipped.long()
 
 
 @functools.cache
