@@ -102,6 +102,7 @@ def _members(graph: GraphModule, *, with_examples: bool) -> dict[str, Content]:
         "sources": sorted(info.sources),
         "state": sorted(info.state),
         "ties": {name: list(names) for name, names in sorted(info.ties.items())},
+        "fitted": sorted(info.fitted),
         "regularizers": list(info.regularizers),
         "recipes": [[recipe.name, list(recipe.sources)] for recipe in info.recipes],
         "looked_at": {name: list(by) for name, by in sorted(info.looked_at.items())},

@@ -50,6 +50,7 @@ class GraphInfo:
     held: dict[str, torch.Tensor] = field(default_factory=dict)  # erased ones that do not
     ties: dict[str, tuple[str, ...]] = field(default_factory=dict)  # all names of a tied constant
     looked_at: dict[str, tuple[str, str]] = field(default_factory=dict)  # by rules; see replay
+    fitted: frozenset[str] = frozenset()  # constants that were fit to data
     unused: frozenset[str] = frozenset()  # names in the model's state_dict that no node needs
     regularizers: tuple[str, ...] = ()  # active in training only, and absent from this graph
     story: Story | None = None

@@ -64,6 +64,7 @@ def rebuild(
     info.sources = frozenset(_words(content["sources"]))
     info.state = frozenset(_words(content["state"]))
     info.ties = {name: _words(names) for name, names in content["ties"].items()}
+    info.fitted = frozenset(_words(content["fitted"]))
     info.regularizers = _words(content["regularizers"])
     info.recipes = [_lost_recipe(str(name), _words(of)) for name, of in content["recipes"]]
     info.looked_at = {

@@ -46,6 +46,11 @@ def replay(graph: GraphModule, state_dict: Mapping[str, torch.Tensor]) -> GraphM
                 )
         return known[name]
 
+    for name in sorted(dirty & info.fitted):
+        raise OptionError(
+            f"'{name}' was fit to data when channels were pruned (reconstruct=), so that it does "
+            "not follow from the model's weights alone. Prune the model again."
+        )
     for name, (rule, digest) in info.looked_at.items():
         if name in dirty and _digest(value(name)) != digest:
             raise OptionError(

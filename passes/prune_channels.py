@@ -49,7 +49,7 @@ class PruneChannels:
     overrides       the share for layers by name, {"layer4": 0.3, "*.fc1": 0.7}: a pattern for the
                     path of a layer, or of a module with layers in it; of several that match, and of
                     layers that are tied to one another, the least
-    keep            names of layers whose outputs stay as they are
+    keep            names of layers whose channels all stay
     importance      a name, an object or a function: see `fxopt.pruning.importance`
     round_to        make widths a multiple of this, where they are larger
     min_channels    how many of each family of channels stay at least
@@ -57,9 +57,10 @@ class PruneChannels:
     kinds           "channels", "heads" (of attention), or both: ("heads",) prunes nothing else
     heads           what attention loses: whole heads, or the "width" of each
     residual        also remove channels that norms and means reduce, which is approximate
-    reconstruct     batches, as for `fxopt.finetune` or inputs alone: fit the layers that stay to
-                    what the original's return on them, without training and without labels; some
-                    hundreds of inputs do, all of which are held in memory
+    reconstruct     batches: pairs (inputs, targets) as for `fxopt.finetune`, or inputs alone, a
+                    tensor or a dict. The layers that stay are fit to what those of the graph before
+                    return on them, without training; some hundreds of inputs do, all of which are
+                    held in memory. Targets are not looked at. See `fxopt.reconstruction`
     widths          the widths that shares are shares of, by family, where they are no longer the
                     widths as they are: for pruning in steps
     """
@@ -77,7 +78,7 @@ class PruneChannels:
     heads: str = "heads"
     residual: bool = False
     backend: str = "eager"
-    reconstruct: Any = field(default=None, repr=False)
+    reconstruct: Any = field(default=None, repr=False, compare=False)
     widths: Mapping[str, int] = field(default_factory=dict)
 
     name: ClassVar[str] = "prune-channels"
@@ -93,9 +94,8 @@ class PruneChannels:
         scores = score(importance_of(self.importance), channels.graph, channels.families)
         chosen = Selection(channels, [one.numpy() for one in scores], wish)
         masks = self._masks(chosen, channels)
-        result = remove_proven(
-            graph, channels, masks, chosen.gone(masks), self.name, self._batches()
-        )
+        batches = self._batches() if any(mask.any() for mask in masks) else []
+        result = remove_proven(graph, channels, masks, chosen.gone(masks), self.name, batches)
         return folded.followed_by(result) if result.modified else result
 
     def _batches(self) -> list[Any]:

@@ -87,15 +87,15 @@ def _reconstructed(
     pruned: GraphModule, channels: Channels, gone: Mask, batches: Sequence[Any]
 ) -> Reconstruction:
     """Fit the layers of the pruned graph, in place, to those of the one that was analysed."""
+    originals = {node.name: node for node in channels.graph.graph.nodes}
 
-    def stays(node: fx.Node, value: torch.Tensor) -> torch.Tensor:
-        for dim, ids in enumerate(channels.along(originals[node.name])):
+    def stays(name: str, value: torch.Tensor) -> torch.Tensor:
+        for dim, ids in enumerate(channels.along(originals[name])):
             if ids is not None and (lost := gone[channels.partition.roots(ids)]).any():
                 kept = torch.from_numpy(np.flatnonzero(~lost)).to(value.device)
                 value = value.index_select(dim, kept)
         return value
 
-    originals = {node.name: node for node in channels.graph.graph.nodes}
     pruned.own_storage()  # what was not cut is still the storage of the model
     return reconstruct(pruned, channels.graph, stays, batches)
 

@@ -1,10 +1,14 @@
 """Least squares for the weights of a layer: near those it has, and better on rows held out.
 
-    minimize  ‖X · W − Y‖² + λ · mean(diag(XᵀX)) · ‖W − W₀‖²
-    W = (XᵀX + λ′ I)⁻¹ (XᵀY + λ′ W₀)                      λ′ = λ · mean(diag(XᵀX))
+    minimize  ‖X · Wᵀ − Y‖² + λ′ · ‖W − W₀‖²                     λ′ = λ · mean(diag(XᵀX))
+    Wᵀ = (XᵀX + λ′ I)⁻¹ (XᵀY + λ′ W₀ᵀ)
 
-per group, in float64. With a bias, X and Y are taken relative to their means, and the bias follows
-from these. Of several λ the one with the least error on the last eighth of the rows is taken.
+X are rows [rows, inputs] and Y [rows, outputs], W the weights [outputs, inputs], for each group of
+the layer by itself. With a bias, X and Y are taken relative to their means, and the bias follows
+from these. Each output is a problem of its own: of several λ, and of the weights that it has, it
+takes what is best on rows that nothing is fit to.
+
+Rows are multiplied in the precision that they have, and added up and solved for in float64.
 """
 
 from __future__ import annotations
@@ -14,84 +18,88 @@ from dataclasses import dataclass
 import torch
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
-HELD_OUT = 8  # one row in so many
 _CHUNK = 4096
 
 
 @dataclass(frozen=True)
-class Solution:
-    """New weights [groups, outputs, inputs] and bias [groups, outputs], with the errors held out.
-
-    `weight` is None where none is better than what there is.
+class Rows:
+    """What a layer reads, x [rows, groups, inputs], and should return, y [rows, groups, outputs].
     """
 
-    weight: torch.Tensor | None
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Weights [groups, outputs, inputs] and bias [groups, outputs], or none."""
+
+    weight: torch.Tensor
     bias: torch.Tensor | None
-    before: float
-    after: float
+
+    def to(self, dtype: torch.dtype) -> Linear:
+        """Return the weights as they are when stored in `dtype`."""
+        return Linear(self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
+
+    def errors(self, rows: Rows) -> torch.Tensor:
+        """Return Σ (x · weight + bias − y)² of each output, [groups, outputs]."""
+        found = torch.einsum("rgi,goi->rgo", rows.x, self.weight.to(rows.x.dtype)).double()
+        if self.bias is not None:
+            found += self.bias.double()
+        return (found - rows.y.double()).square().sum(0)
+
+    def where(self, better: torch.Tensor, other: Linear) -> Linear:
+        """Return these where `better` [groups, outputs] says so, and `other` elsewhere."""
+        weight = torch.where(better[..., None], self.weight, other.weight)
+        if self.bias is None or other.bias is None:
+            return Linear(weight, None)
+        return Linear(weight, torch.where(better, self.bias, other.bias))
 
 
-def solve(
-    x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-) -> Solution:
-    """Fit weights and bias to rows x [rows, groups, inputs] and y [rows, groups, outputs]."""
-    held = len(x) - max(len(x) // HELD_OUT, 1)
-    weight = weight.double()
-    old_bias = None if bias is None else bias.double()
-    before = _error(x[held:], y[held:], weight, old_bias)
-    best = Solution(None, None, before, before)
-    x, y, x_held, y_held = x[:held], y[:held], x[held:], y[held:]
-    zero = torch.zeros((), dtype=torch.float64, device=x.device)
-    x_mean, y_mean = (
-        (zero, zero) if bias is None else (_mean(x), _mean(y))
-    )  # [groups, inputs], [groups, outputs]
-    gram, mixed = _products(x, y, x_mean, y_mean)
-    unit = gram.diagonal(dim1=1, dim2=2).mean().clamp(min=torch.finfo(torch.float64).tiny)
-    eye = torch.eye(gram.shape[1], dtype=torch.float64, device=x.device)
-    for strength in STRENGTHS:
-        near = strength * unit
-        factor, failed = torch.linalg.cholesky_ex(gram + near * eye)
-        if failed.any():
-            continue  # singular to working precision: a stronger pull to the old weights helps
-        found = torch.cholesky_solve(mixed + near * weight.mT, factor).mT
-        moved = None if bias is None else y_mean - (found @ x_mean[..., None])[..., 0]
-        error = _error(x_held, y_held, found, moved)
-        if error < best.after:
-            best = Solution(found, moved, before, error)
+def fit(rows: Rows, held_out: Rows, old: Linear) -> Linear:
+    """Return weights that fit `rows`, in the dtype of the old ones, which stay where not beaten."""
+    best, least = old, old.errors(held_out)
+    for found in _solutions(rows, old.to(torch.float64)):
+        stored = found.to(old.weight.dtype)
+        errors = stored.errors(held_out)
+        better = errors < least
+        best, least = stored.where(better, best), torch.where(better, errors, least)
     return best
 
 
-def _mean(rows: torch.Tensor) -> torch.Tensor:
-    return rows.mean(0, dtype=torch.float64)
+def _solutions(rows: Rows, old: Linear) -> list[Linear]:
+    """Return the weights for each λ."""
+    x_mean = y_mean = torch.zeros((), dtype=torch.float64, device=rows.x.device)
+    if old.bias is not None:
+        x_mean, y_mean = (part.mean(0, dtype=torch.float64) for part in (rows.x, rows.y))
+    gram, mixed = _products(rows, x_mean, y_mean)
+    diagonal = gram.diagonal(dim1=1, dim2=2)
+    unit = diagonal.mean(1, keepdim=True)  # of each group
+    there, found = torch.zeros_like(unit), []
+    for strength in STRENGTHS:
+        near = strength * unit
+        diagonal += near - there  # in place: of `gram`
+        there = near
+        factor, failed = torch.linalg.cholesky_ex(gram)
+        if failed.any():
+            continue  # singular to working precision: a stronger pull to the old weights helps
+        weight = torch.cholesky_solve(mixed + near[..., None] * old.weight.mT, factor).mT
+        bias = None if old.bias is None else y_mean - (weight @ x_mean[..., None])[..., 0]
+        found.append(Linear(weight, bias))
+    return found
 
 
 def _products(
-    x: torch.Tensor, y: torch.Tensor, x_mean: torch.Tensor, y_mean: torch.Tensor
+    rows: Rows, x_mean: torch.Tensor, y_mean: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return XᵀX [groups, inputs, inputs] and XᵀY [groups, inputs, outputs].
-
-    Chunks are multiplied in the precision that they have, and added up in float64.
-    """
-    gram: torch.Tensor | float = 0.0
-    mixed: torch.Tensor | float = 0.0
-    for a, b in zip(x.split(_CHUNK), y.split(_CHUNK), strict=True):
-        left = (a - x_mean.to(a.dtype)).transpose(0, 1)
-        right = (b - y_mean.to(b.dtype)).transpose(0, 1)
-        gram = gram + (left.mT @ left).double()
-        mixed = mixed + (left.mT @ right).double()
-    assert isinstance(gram, torch.Tensor)
-    assert isinstance(mixed, torch.Tensor)
+    """Return XᵀX [groups, inputs, inputs] and XᵀY [groups, inputs, outputs]."""
+    _, groups, inputs = rows.x.shape
+    outputs = rows.y.shape[2]
+    gram = x_mean.new_zeros(groups, inputs, inputs)
+    mixed = x_mean.new_zeros(groups, inputs, outputs)
+    for x, y in zip(rows.x.split(_CHUNK), rows.y.split(_CHUNK), strict=True):
+        left = (x - x_mean.to(x.dtype)).transpose(0, 1)
+        right = (y - y_mean.to(y.dtype)).transpose(0, 1)
+        gram += left.mT @ left
+        mixed += left.mT @ right
     return gram, mixed
-
-
-def _error(
-    x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-) -> float:
-    """Return Σ (x · weight + bias − y)² / Σ (y − mean y)²."""
-    found = torch.einsum("rgi,goi->rgo", x, weight.to(x.dtype)).double()
-    if bias is not None:
-        found += bias
-    wanted = y.double()
-    spread = (wanted - wanted.mean(0)).square().sum()
-    tiny = torch.finfo(torch.float64).tiny
-    return float((found - wanted).square().sum() / spread.clamp(min=tiny))

@@ -8,10 +8,11 @@ from statistics import fmean
 
 @dataclass(frozen=True)
 class Fit:
-    """One layer: how far it is from the original's outputs, before and after its weights were fit.
+    """One layer: how far it is from what it should return, before and after it was fit.
 
-    The errors are Σ (found − original)² / Σ (original − its mean)², on rows held out: 0 is exact,
-    and 1 what a constant would do. Where no weights fit better they stay, and both are the same.
+    Both are Σ (found − wanted)² / Σ (wanted − its mean)² over all outputs, on inputs that nothing
+    was fit to: 0 is exact, and 1 what constants would do. Wanted is what the original returned; for
+    a layer whose output is added to something, that and what its other summand lacks.
     """
 
     layer: str
@@ -19,19 +20,38 @@ class Fit:
     before: float
     after: float
 
+    @property
+    def changed(self) -> bool:
+        """Whether any output got other weights."""
+        return self.after < self.before
+
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """All layers that were fit, in order, and why the others were not; print it."""
+    """All layers that were looked at, in order, and why the others were not; print it."""
 
     fits: tuple[Fit, ...]
     skipped: tuple[tuple[str, str], ...] = ()  # (layer, why)
 
+    def table(self) -> str:
+        """Return a line of text for each layer."""
+        width = max((len(fit.layer) for fit in self.fits), default=0)
+        return "\n".join(
+            f"{fit.layer:{width}}  error {fit.before:7.2g} → {fit.after:7.2g}" for fit in self.fits
+        )
+
     def __str__(self) -> str:
-        lines = [f"reconstructed: no layer{'' if self.skipped else ' was off'}"]
-        if self.fits:
-            before, after = (fmean(getattr(f, e) for f in self.fits) for e in ("before", "after"))
-            count = f"{len(self.fits)} layer{'s' * (len(self.fits) > 1)}"
-            lines = [f"reconstructed: {count}, mean error {before:.2g} → {after:.2g}"]
-        lines += [f"not reconstructed: {layer}: {why}" for layer, why in self.skipped]
+        changed = [fit for fit in self.fits if fit.changed]
+        if not changed:
+            lines = ["reconstructed: no layer"]
+        else:
+            before, after = (fmean(getattr(f, e) for f in changed) for e in ("before", "after"))
+            of = f" of {len(self.fits)}" if len(changed) < len(self.fits) else ""
+            lines = [
+                f"reconstructed: {len(changed)}{of} layer{'s' * (len(self.fits) > 1)}, "
+                f"mean error {before:.2g} → {after:.2g}"
+            ]
+        lines += [f"not reconstructed: '{layer}': {why}" for layer, why in self.skipped[:6]]
+        if len(self.skipped) > 6:
+            lines.append(f"not reconstructed: {len(self.skipped) - 6} more layers")
         return "\n".join(lines)

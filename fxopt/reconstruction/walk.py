@@ -14,14 +14,17 @@ from fxopt.graph_module import GraphModule
 from fxopt.interpreter import Interpreter
 from fxopt.objective import ObjectiveError, flat_inputs_of
 from fxopt.reconstruction.layers import Layer, layers_of
-from fxopt.reconstruction.least_squares import Solution, solve
+from fxopt.reconstruction.least_squares import Linear, Rows, fit
 from fxopt.reconstruction.record import Fit, Reconstruction
 from fxopt.reconstruction.rows import position_count, read, returned
 
-Pick = Callable[[fx.Node, torch.Tensor], torch.Tensor]
+Pick = Callable[[str, torch.Tensor], torch.Tensor]
 
-ROWS_PER_UNKNOWN = 20
-LEAST_ROWS = 16384
+# a layer is looked at in so many positions at most, over all batches: for each weight of an output,
+# and where that is little
+ROWS_PER_UNKNOWN, ROWS = 20, 16384
+HELD_OUT = 8  # of so many inputs one is not fit to
+LEAST_HELD_OUT = 32  # rows: of fewer, chance would decide
 _EXACT = 1e-9  # errors below are rounding: such a layer stays as it is
 
 
@@ -30,71 +33,87 @@ def reconstruct(
 ) -> Reconstruction:
     """Fit the layers of `smaller`, in place, to what those of the same names in `original` return.
 
-    `pick(node, value)` takes from the value of a node of the original what is left of it in
-    `smaller`. Both run in evaluation mode on `batches`: inputs, or pairs (inputs, targets), of
-    which those before the last eighth are fit to. All of them are held in memory, with every value
-    that is alive between two nodes. Layers are convolutions and linear layers with weights of their
-    own; a layer that others share weights with stays, as do transposed convolutions.
+    `pick(name, value)` takes from the value of that node of the original what is left of it in
+    `smaller`. Both run in evaluation mode on `batches`: inputs, or pairs (inputs, targets). All of
+    them are held in memory, with every value of `smaller` that is alive between two nodes, and the
+    rows of all layers (`ROWS_PER_UNKNOWN`) that the original returns. Layers are convolutions and
+    linear layers with parameters of their own.
+
+    A layer is fit to `y + (other of the original − other) / scale`, where y is what the original's
+    returned, and `other` what the output goes on to be added to, times a batch norm's scale; else
+    to y alone.
 
     He, Zhang and Sun: Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017,
-    section 3.1, equation 5, where each layer is fit to the original's outputs on what the pruned
-    layers before it give, from the first to the last; here for all kinds of layers, weights and
-    biases, and near the weights that there are.
+    sections 3.1 and 3.2, equations 5 and 6: each layer is fit to the original's outputs on what
+    the pruned layers before it give, from the first to the last, and to residual sums. Here for
+    all kinds of layers, weights and biases, near the weights that there are.
 
     Raises ObjectiveError for batches that the graph does not take, and values that are nan or
     infinite. Weights may have changed by then.
     """
     layers, skipped = layers_of(smaller, original)
     flat = [flat_inputs_of(original, batch) for batch in batches]
-    wanted = _wanted(original, pick, layers, flat)
+    samples = _sampled(original, pick, layers, flat)
     fits = []
-    walk = _Walk(smaller, flat)
+    walk = _Walk(_in_evaluation(smaller), flat)
     for node in smaller.graph.nodes:
         layer = layers.get(node.name)
         if layer is not None:
-            found = _fit(layer, node, smaller, wanted.pop(node.name), walk)
+            found = _fit(layer, node, smaller, samples.pop(node.name), walk)
             if isinstance(found, str):
                 skipped.append((layer.path, found))
             elif found is not None:
                 fits.append(found)
         walk.run(node)
+    fitted = {layers[one.node] for one in fits if one.changed}
+    names = {name for layer in fitted for name in (layer.weight, layer.bias) if name is not None}
+    smaller.info.fitted |= names
     return Reconstruction(tuple(fits), tuple(skipped))
 
 
 @dataclass
 class _Sample:
-    """What the original's layer returned in one batch, at some positions, flat."""
+    """What the original returned in one batch at some positions: [positions, groups, outputs]."""
 
     positions: torch.Tensor
-    y: torch.Tensor  # [positions, groups, outputs of a group], with what the layer is added to
+    held_out: torch.Tensor  # which of them are not fit to
+    y: torch.Tensor
+    other: torch.Tensor | None  # what y was to be added to, also per scale
 
 
-def _wanted(
+def _sampled(
     original: GraphModule, pick: Pick, layers: dict[str, Layer], flat: Sequence[list[Any]]
 ) -> dict[str, list[_Sample]]:
-    """Run the original batch by batch; return samples of what each layer's original returns."""
+    """Run the original batch by batch; return what the originals of layers return."""
     generator = torch.Generator().manual_seed(0)
-    named = {node.name: node for node in original.graph.nodes}
-    samples: dict[str, list[_Sample]] = {name: [] for name in layers}
+    found: dict[str, list[_Sample]] = {name: [] for name in layers}
+    seen = dict.fromkeys(layers, 0)  # how many inputs of each layer
+    evaluated = _in_evaluation(original)
     for inputs in flat:
-        walk = _Walk(original, [inputs])
-        for node in walk.graph.graph.nodes:
+        walk = _Walk(evaluated, [inputs])
+        for node in evaluated.graph.nodes:
             (value,) = walk.run(node)
             layer = layers.get(node.name)
             if layer is None:
                 continue
             kernel, space = layer.kernel, len(layer.kernel.axes)
-            y = pick(node, value)
+            y = pick(node.name, value)
             count = position_count(y.shape, space)
-            unknowns = math.prod(kernel.shape[1:])
-            most = -(-max(ROWS_PER_UNKNOWN * unknowns, LEAST_ROWS) // len(flat))
-            positions = torch.randperm(count, generator=generator)[:most].to(y.device)
-            rows = returned(y, kernel.groups, space, positions)
+            most = max(ROWS_PER_UNKNOWN * math.prod(kernel.shape[1:]), ROWS)
+            positions = torch.randperm(count, generator=generator)[: -(-most // len(flat))]
+            inputs_here = y.shape[0] if y.dim() > space + 1 else 1
+            held_out = (
+                seen[node.name] + positions // max(count // inputs_here, 1)
+            ) % HELD_OUT == HELD_OUT - 1  # fmt: skip
+            seen[node.name] += inputs_here
+            positions, held_out = positions.to(y.device), held_out.to(y.device)
+            other = None
             if layer.sum is not None:
-                other = named[layer.sum.other]
-                rows += _others(layer, pick(other, walk.values(other.name)[0]), positions)
-            samples[node.name].append(_Sample(positions, rows))
-    return samples
+                name = layer.sum.other
+                other = _scaled(layer, pick(name, walk.values(name)[0]), positions)
+            rows = returned(y, kernel.groups, space, positions)
+            found[node.name].append(_Sample(positions, held_out, rows, other))
+    return found
 
 
 def _fit(
@@ -103,72 +122,91 @@ def _fit(
     """Give a layer the weights that fit; return the errors, or why not; None where it is exact."""
     source: Any = node.args[0]
     x = torch.cat([
-        read(value, layer.kernel, sample.positions)
+        _wide(read(value, layer.kernel, sample.positions))
         for value, sample in zip(walk.values(source.name), samples, strict=True)
     ])  # fmt: skip
-    y = torch.cat([sample.y for sample in samples])
+    y = torch.cat([_wide(sample.y) for sample in samples])
     if layer.sum is not None:
-        others = walk.values(layer.sum.other)
-        y -= torch.cat([
-            _others(layer, value, sample.positions)
-            for value, sample in zip(others, samples, strict=True)
+        y += torch.cat([
+            _lacks(sample.other, _scaled(layer, value, sample.positions))
+            for value, sample in zip(walk.values(layer.sum.other), samples, strict=True)
+            if sample.other is not None
         ])  # fmt: skip
-    if len(x) < 2:
-        return "it computes at one position only"
-    for what, rows in (("reads", x), ("returns in the original", y)):
+    for what, rows in (("reads", x), ("should return", y)):
         if not bool(rows.isfinite().all()):
             raise ObjectiveError(
-                f"What {layer.path} {what} is nan or infinite for some of the data: nothing can be "
-                "fit to that. Look at the data, or at the model in float32."
+                f"What '{layer.path}' {what} is nan or infinite for some of the data: nothing can "
+                "be fit to that. Look at the data, and at the precision of the model."
             )
-    wide = torch.promote_types(x.dtype, torch.float32)
+    held_out = torch.cat([sample.held_out for sample in samples])
+    if min(int(held_out.sum()), int((~held_out).sum())) < LEAST_HELD_OUT:
+        return f"{int(held_out.sum())} positions in every eighth input are too few to judge by"
     weight = graph.constant(layer.weight)
     bias = None if layer.bias is None else graph.constant(layer.bias)
     groups = layer.kernel.groups
+    old = Linear(
+        weight.detach().reshape(groups, weight.shape[0] // groups, -1),
+        None if bias is None else bias.detach().reshape(groups, -1),
+    )
+    judged = Rows(x[held_out], y[held_out])
+    spread = _spread(judged.y)
+    before = float(old.errors(judged).sum()) / spread
+    if before < _EXACT:
+        return None
+    new = fit(Rows(x[~held_out], y[~held_out]), judged, old)
     with torch.no_grad():
-        solution = solve(
-            x.to(wide), y.to(wide),
-            weight.reshape(groups, weight.shape[0] // groups, -1),
-            None if bias is None else bias.reshape(groups, -1),
-        )  # fmt: skip
-        if solution.before < _EXACT:
-            return None
-        _write(solution, weight, bias)
-    return Fit(layer.path, node.name, solution.before, solution.after)
+        weight.copy_(new.weight.reshape(weight.shape))
+        if bias is not None and new.bias is not None:
+            bias.copy_(new.bias.reshape(bias.shape))
+    return Fit(layer.path, node.name, before, float(new.errors(judged).sum()) / spread)
 
 
-def _others(layer: Layer, value: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+def _scaled(layer: Layer, value: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Return what a layer is added to at some positions, in units of the layer's own output."""
     assert layer.sum is not None
-    scale = layer.sum.scale
-    if scale is not None:
-        value = torch.where(scale == 0, 0, value / scale.to(value))
-    return returned(value, layer.kernel.groups, len(layer.kernel.axes), positions)
+    rows = _wide(returned(value, layer.kernel.groups, len(layer.kernel.axes), positions))
+    if layer.sum.scale is None:
+        return rows
+    scale = layer.sum.scale.reshape(rows.shape[1:]).to(rows)
+    return torch.where(scale == 0, 0, rows / scale)
 
 
-def _write(solution: Solution, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-    if solution.weight is None:
-        return
-    weight.copy_(solution.weight.reshape(weight.shape))
-    if bias is not None and solution.bias is not None:
-        bias.copy_(solution.bias.reshape(bias.shape))
+def _lacks(wanted: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+    """Return wanted − found: 0 where both are the same infinity, as in a mask."""
+    return torch.where(wanted == found, 0, wanted - found)
+
+
+def _spread(y: torch.Tensor) -> float:
+    """Return Σ (y − its mean)², or Σ y² where y is constant."""
+    wide = y.double()
+    whole = float(wide.square().sum())
+    spread = float((wide - wide.mean(0)).square().sum())
+    return (spread if spread > _EXACT * whole else whole) or 1.0
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _in_evaluation(graph: GraphModule) -> GraphModule:
+    """Return a copy in evaluation mode that shares the weights, but not the state."""
+    return graph.copy().train(False)
 
 
 class _Walk:
-    """Runs a graph on several batches, one node at a time; values go when nothing needs them.
+    """Runs a graph on several batches: every node once, in order.
 
-    The graph is a copy in evaluation mode that shares the weights.
+    A value goes when no later node needs it.
     """
 
     def __init__(self, graph: GraphModule, flat: Sequence[list[Any]]) -> None:
-        self.graph = graph.copy().train(False)
-        self._nodes = {node.name: node for node in self.graph.graph.nodes}
-        self._runs = [Interpreter(self.graph) for _ in flat]
+        self._nodes = {node.name: node for node in graph.graph.nodes}
+        self._runs = [Interpreter(graph) for _ in flat]
         for run, inputs in zip(self._runs, flat, strict=True):
             run.args_iter = iter(inputs)
 
     def run(self, node: fx.Node) -> list[Any]:
-        """Run the node of that name; return its value in every batch."""
+        """Run the node of that name, the next one; return its value in every batch."""
         own = self._nodes[node.name]
         with torch.no_grad():
             return [run.advance(own) for run in self._runs]
