@@ -17,7 +17,7 @@ class Interpreter(fx.Interpreter):
 
     def __init__(self, graph: GraphModule) -> None:
         super().__init__(graph)
-        self._constants = graph
+        self._graph_module = graph
 
     def advance(self, node: fx.Node) -> Any:
         """Run the next node, whose inputs are known, and return its value.
@@ -30,5 +30,9 @@ class Interpreter(fx.Interpreter):
         return value
 
     def run_node(self, n: fx.Node) -> Any:
-        """Return the value of a node; a constant is asked from the graph by its name."""
-        return self._constants.value(n) if n.op == "get_attr" else super().run_node(n)
+        """Return the value of a node.
+
+        A constant comes from where the graph keeps it: fx would look for attributes by the parts of
+        its name, and find a method where a layer is called like one.
+        """
+        return self._graph_module.value(n) if n.op == "get_attr" else super().run_node(n)
