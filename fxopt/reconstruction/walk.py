@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -85,35 +86,48 @@ def _sampled(
     original: GraphModule, pick: Pick, layers: dict[str, Layer], flat: Sequence[list[Any]]
 ) -> dict[str, list[_Sample]]:
     """Run the original batch by batch; return what the originals of layers return."""
-    generator = torch.Generator().manual_seed(0)
+    draw = _Draw(len(flat))
     found: dict[str, list[_Sample]] = {name: [] for name in layers}
-    seen = dict.fromkeys(layers, 0)  # how many inputs of each layer
     evaluated = _in_evaluation(original)
     for inputs in flat:
         walk = _Walk(evaluated, [inputs])
         for node in evaluated.graph.nodes:
             (value,) = walk.run(node)
-            layer = layers.get(node.name)
-            if layer is None:
+            if node.name not in layers:
                 continue
-            kernel, space = layer.kernel, len(layer.kernel.axes)
-            y = pick(node.name, value)
-            count = position_count(y.shape, space)
-            most = max(ROWS_PER_UNKNOWN * math.prod(kernel.shape[1:]), ROWS)
-            positions = torch.randperm(count, generator=generator)[: -(-most // len(flat))]
-            inputs_here = y.shape[0] if y.dim() > space + 1 else 1
-            held_out = (
-                seen[node.name] + positions // max(count // inputs_here, 1)
-            ) % HELD_OUT == HELD_OUT - 1  # fmt: skip
-            seen[node.name] += inputs_here
-            positions, held_out = positions.to(y.device), held_out.to(y.device)
-            other = None
+            layer = layers[node.name]
+            y, other = pick(node.name, value), None
+            positions, held_out = draw(node.name, layer, y)
             if layer.sum is not None:
-                name = layer.sum.other
-                other = _scaled(layer, pick(name, walk.values(name)[0]), positions)
-            rows = returned(y, kernel.groups, space, positions)
+                (added,) = walk.values(layer.sum.other)
+                other = _scaled(layer, pick(layer.sum.other, added), positions)
+            rows = returned(y, layer.kernel.groups, len(layer.kernel.axes), positions)
             found[node.name].append(_Sample(positions, held_out, rows, other))
     return found
+
+
+class _Draw:
+    """Draws positions of layers, and says which of them belong to inputs held out."""
+
+    def __init__(self, batches: int) -> None:
+        self._batches = batches
+        self._generator = torch.Generator().manual_seed(0)
+        self._seen: Counter[str] = Counter()  # inputs, by layer
+
+    def __call__(
+        self, name: str, layer: Layer, y: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return positions of what a layer returned for a batch, and which are held out."""
+        space = len(layer.kernel.axes)
+        count = position_count(y.shape, space)
+        inputs = y.shape[0] if y.dim() > space + 1 else 1
+        most = max(ROWS_PER_UNKNOWN * math.prod(layer.kernel.shape[1:]), ROWS)
+        positions = torch.randperm(count, generator=self._generator)
+        positions = positions[: math.ceil(most / self._batches)]
+        number = self._seen[name] + positions // max(count // max(inputs, 1), 1)
+        self._seen[name] += inputs
+        held_out = number % HELD_OUT == HELD_OUT - 1
+        return positions.to(y.device), held_out.to(y.device)
 
 
 def _fit(
