@@ -1,4 +1,4 @@
-"""Running a graph one node at a time."""
+"""Running a graph in evaluation, and one node at a time."""
 
 from __future__ import annotations
 
@@ -36,3 +36,8 @@ class Interpreter(fx.Interpreter):
         its name, and find a method where a layer is called like one.
         """
         return self._graph_module.value(n) if n.op == "get_attr" else super().run_node(n)
+
+
+def in_evaluation(graph: GraphModule) -> GraphModule:
+    """Return a copy in evaluation mode; flags and state are its own, weights are shared."""
+    return graph.copy().train(False)

@@ -67,8 +67,9 @@ def main(arguments: list[str] | None = None) -> None:
             compile_beside_torch(name)
     elif options.what == "prune":
         backends = options.backends or ["eager", "onnx"]
-        latency_of = (options.models, backends, options.rounds, options.threads)
-        measure_pruning(latency_of, options.state, options.out)
+        measure_pruning(
+            options.models, backends, options.rounds, options.threads, options.state, options.out
+        )
     elif options.what == "rules":
         measure_rules(models, backends, options.rounds, options.threads)
     else:

@@ -28,21 +28,21 @@ WHO = {"fxopt": "fxopt", "peer": "Torch-Pruning, L2"}
 
 
 def measure_pruning(
-    latency_of: tuple[list[str], list[str], int, int], state: Path, out: Path | None
-) -> None:
+    models: list[str], backends: list[str], rounds: int, threads: int, state: Path,
+    out: Path | None,
+) -> None:  # fmt: skip
     """Print the tables, and write them as a page to `out`, or to docs/pruning-figures.md.
 
-    Where `latency_of` (models, backends, rounds, threads) names models, these are measured alone,
-    and what is found is written only where `out` says so.
+    Of `models` that are named only the latency is measured, and written only where `out` says so.
     """
     parts = []
-    if not latency_of[0]:
+    if not models:
         out = out or PAGE
         state.mkdir(parents=True, exist_ok=True)
         torch.set_num_threads(1)  # small networks: two threads would wait for one another
         parts = [accuracies(state), restored(state)]
-        torch.set_num_threads(latency_of[3])
-    parts.append(latencies(*latency_of))
+        torch.set_num_threads(threads)
+    parts.append(latencies(models, backends, rounds, threads))
     page = "\n".join([heading(), *parts])
     print(f"\n{page}")
     if out is not None:

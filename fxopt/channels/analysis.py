@@ -18,7 +18,7 @@ from fxopt.channels import (
     norms,
     recurrent,
     reshapes,
-)  # fmt: skip
+)
 from fxopt.channels.families import families_of
 from fxopt.channels.follower import Along, Follower, Site
 from fxopt.channels.groups import Family

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from fxopt.graph_module import GraphModule
-from fxopt.interpreter import Interpreter
+from fxopt.interpreter import Interpreter, in_evaluation
 from fxopt.objective import ObjectiveError, flat_inputs_of
 from fxopt.reconstruction.layers import Layer, layers_of
 from fxopt.reconstruction.least_squares import Linear, Rows, fit
@@ -56,7 +56,7 @@ def reconstruct(
     flat = [flat_inputs_of(original, batch) for batch in batches]
     samples = _sampled(original, pick, layers, flat)
     fits = []
-    walk = _Walk(_in_evaluation(smaller), flat)
+    walk = _Walk(in_evaluation(smaller), flat)
     for node in smaller.graph.nodes:
         layer = layers.get(node.name)
         if layer is not None:
@@ -88,7 +88,7 @@ def _sampled(
     """Run the original batch by batch; return what the originals of layers return."""
     draw = _Draw(len(flat))
     found: dict[str, list[_Sample]] = {name: [] for name in layers}
-    evaluated = _in_evaluation(original)
+    evaluated = in_evaluation(original)
     for inputs in flat:
         walk = _Walk(evaluated, [inputs])
         for node in evaluated.graph.nodes:
@@ -200,11 +200,6 @@ def _spread(y: torch.Tensor) -> float:
 
 def _wide(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _in_evaluation(graph: GraphModule) -> GraphModule:
-    """Return a copy in evaluation mode that shares the weights, but not the state."""
-    return graph.copy().train(False)
 
 
 class _Walk:

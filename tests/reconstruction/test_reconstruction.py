@@ -103,7 +103,7 @@ def test_a_linear_layer_is_fit_too() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(halves(nn.Linear(4, 16)), nn.GELU(), nn.Linear(16, 5)).eval()
     data = [torch.randn(64, 4) for _ in range(4)]
-    fit = fxopt.prune(model, data[0], importance=second_half, reconstruct=data)
+    fit = fxopt.prune(model, data[0], importance=second_half, reconstruct=iter(data))
     assert relative_error(fit(data[0]), model(data[0])) < 1e-3
 
 
@@ -249,16 +249,12 @@ def test_weights_that_two_layers_share_stay() -> None:
         ([torch.full((4, 3), torch.nan)], ObjectiveError, "nan or infinite"),
         (["words"], ObjectiveError, "pair"),
         (3, ObjectiveError, "iterable"),
-        (iter([torch.randn(4, 3)] * 2), None, ""),
     ],
 )
 def test_data_that_cannot_be_used_changes_nothing(data: Any, error: Any, part: str) -> None:
     model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
     graph = fxopt.capture(model, torch.randn(4, 3))
     code, before = graph.code, copy.deepcopy(model.state_dict())
-    if error is None:
-        fxopt.prune(graph, reconstruct=data)
-        return
     with pytest.raises(error, match=part):
         fxopt.optimize(graph, passes=[fxopt.passes.PruneChannels(reconstruct=data)])
     assert graph.code == code

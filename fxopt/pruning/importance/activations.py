@@ -24,9 +24,9 @@ from torch import fx
 from fxopt.channels.groups import Appearance, Family
 from fxopt.errors import FxoptError, OptionError
 from fxopt.graph_module import GraphModule
-from fxopt.interpreter import Interpreter
+from fxopt.interpreter import Interpreter, in_evaluation
 from fxopt.objective import flat_inputs_of
-from fxopt.pruning.importance.batches import check_batches, first_batches, in_evaluation
+from fxopt.pruning.importance.batches import check_batches, first_batches
 from fxopt.pruning.importance.normalization import Normalized
 from fxopt.shapes import is_tensor
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from fxopt.errors import OptionError
-from fxopt.graph_module import GraphModule
 from fxopt.objective import Batches, each_batch
 
 
@@ -28,8 +27,3 @@ def check_batches(importance: Any, data: Any, batches: int | None) -> None:
 def first_batches(data: Batches, batches: int | None) -> Iterator[Any]:
     """Yield at most so many batches; None for all. Raises ObjectiveError where there is none."""
     return islice(each_batch(data), batches)
-
-
-def in_evaluation(graph: GraphModule) -> GraphModule:
-    """Return a copy in evaluation mode; flags and state are its own, weights are shared."""
-    return graph.copy().train(False)

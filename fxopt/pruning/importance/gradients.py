@@ -40,8 +40,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fxopt.channels.groups import Family, Member, Role
 from fxopt.errors import FxoptError, OptionError
 from fxopt.graph_module import GraphModule
+from fxopt.interpreter import in_evaluation
 from fxopt.objective import batch_loss, check_loss
-from fxopt.pruning.importance.batches import check_batches, first_batches, in_evaluation
+from fxopt.pruning.importance.batches import check_batches, first_batches
 from fxopt.pruning.importance.members import check_roles, members_of, total
 from fxopt.pruning.importance.normalization import Normalized
 
