@@ -1,0 +1,109 @@
+"""The eager backend: the graph runs in PyTorch, as a flat program of the fastest kernels it has."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from fxopt import dialect
+from fxopt.artefact import read_artefact, write_artefact
+from fxopt.backends.eager.cpu import cpu_passes
+from fxopt.backends.eager.program import program_of
+from fxopt.backends.eager.timings import Timings, threads
+from fxopt.contract import Pass
+from fxopt.errors import OptionError
+from fxopt.graph_module import GraphModule
+from fxopt.passes.expand_attention import ExpandAttention
+from fxopt.passes.merge_parallel_layers import MergeParallelLayers
+from fxopt.pipeline import run_pass
+
+
+class EagerExecutable:
+    """A graph with constants of its own, and the program that computes it, without gradients.
+
+    `graph` is what is saved: it runs on any machine, and is lowered again where it is loaded.
+    """
+
+    def __init__(
+        self,
+        graph: GraphModule,
+        *,
+        own: bool = False,
+        threads: int | None = None,
+        measure: bool = True,
+    ) -> None:
+        self.graph = graph if own else copy.deepcopy(graph)
+        self.threads = threads
+        timings = Timings(threads or torch.get_num_threads()) if measure else None
+        lowered = self.graph.copy()
+        for name in self.graph.info.mutated:  # state: what the program writes is what is saved
+            lowered.set_constant(name, self.graph.constant(name))
+        for one in cpu_passes(timings):
+            result = run_pass(one, lowered)
+            dialect.check(lowered, changed={*result.created, *result.changed})
+        self.program = program_of(lowered)
+        self.notes = _notes(timings)
+        self._function = self.program.function
+
+    def run(self, *flat: Any) -> tuple[torch.Tensor, ...]:
+        """Run on flat inputs; a constant among the outputs is a copy, which may be written to."""
+        if self.threads is not None:
+            with torch.no_grad(), threads(self.threads):
+                return self._function(*flat)
+        with torch.no_grad():
+            return self._function(*flat)
+
+    def save(self, path: Path, manifest: str) -> None:
+        """Write a `.fxopt` file: the graph itself, which loading lowers again."""
+        write_artefact(path, self.graph, manifest)
+
+
+@dataclass(frozen=True)
+class Eager:
+    """Run in PyTorch."""
+
+    threads: int | None = None  # as torch.set_num_threads says, unless given
+    measure: bool = True  # choose among kernels by timing them here; else by rule
+
+    name: ClassVar[str] = "eager"
+    suffix: ClassVar[str] = ".fxopt"
+    legalize: ClassVar[tuple[Pass, ...]] = (
+        # attention that PyTorch has no fused kernel for is slower as one operator than as products
+        ExpandAttention(keep_fast=True),
+        MergeParallelLayers(),  # starts fewer kernels; a split copies nothing
+    )
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
+            raise OptionError(f"threads must be a whole number above 0, got {self.threads!r}.")
+
+    def missing(self) -> str | None:
+        """PyTorch is always there."""
+        return None
+
+    def lower(self, graph: GraphModule) -> EagerExecutable:
+        """Choose the kernels of every node, and write the program."""
+        return EagerExecutable(graph, threads=self.threads, measure=self.measure)
+
+    def load(self, path: Path) -> tuple[EagerExecutable, str]:
+        """Read a `.fxopt` file; see `fxopt.artefact` for what is checked."""
+        graph, manifest = read_artefact(path)
+        own = EagerExecutable(graph, own=True, threads=self.threads, measure=self.measure)
+        return own, manifest
+
+
+def _notes(timings: Timings | None) -> tuple[str, ...]:
+    """Return what the report says about how kernels were chosen."""
+    if timings is None:
+        return ("eager: kernels were chosen by rule, not by timing them.",)
+    found = [
+        f"eager: {timings.asked} kernels chosen by timing, {timings.measured} of them now, "
+        f"in {timings.seconds:.1f} s."
+    ]
+    if timings.note is not None:
+        found.append(f"eager: {timings.note}.")
+    return tuple(found) if timings.asked else ()

@@ -1,0 +1,22 @@
+"""The passes that bring a graph to the fastest kernels that PyTorch has for a CPU."""
+
+from __future__ import annotations
+
+from fxopt.backends.eager.cpu.lower_convolutions import LowerConvolutions
+from fxopt.backends.eager.cpu.lower_linears import LowerLinears
+from fxopt.backends.eager.cpu.lower_transposed_convolutions import LowerTransposedConvolutions
+from fxopt.backends.eager.timings import Timings
+from fxopt.contract import Pass
+from fxopt.passes.merge_moves import MergeMoves
+from fxopt.passes.sink_permutes import SinkPermutes
+
+
+def cpu_passes(timings: Timings | None) -> tuple[Pass, ...]:
+    """Return the passes in order; without `timings` each chooses by rule."""
+    return (
+        LowerLinears(timings),  # before convolutions, some of which become linear layers
+        LowerConvolutions(timings),
+        LowerTransposedConvolutions(timings),
+        SinkPermutes(),  # those around 1×1 convolutions meet, and are views that cost a call each
+        MergeMoves(),
+    )

@@ -1,0 +1,148 @@
+"""Which of several ways to compute something is the fastest here, measured once and remembered.
+
+Which kernel wins depends on the processor, the shapes and the number of threads, and no formula
+tells. So the ways are timed in turns, on inputs of the right shapes, and the answer is kept in a
+small database in the user's cache folder: the next model with the same layer asks nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import platform
+import sqlite3
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_SECONDS = 0.03  # for one question
+_ROUNDS = (3, 15)  # at least, at most
+_HOPELESS = 1.4  # times as slow as the best after the first rounds: not timed any further
+_AS_GOOD = 1.05  # a way named earlier, which makes fewer calls, wins up to here
+
+Way = Callable[[], Any]
+
+
+@dataclass
+class Timings:
+    """Answers which way is the fastest, for one number of threads.
+
+    `file` is the database; None remembers nothing beyond this object. `asked` and `measured` count
+    questions, `note` says why the database cannot be used, if so.
+    """
+
+    threads: int
+    file: Path | None = field(default_factory=lambda: cache_folder() / "timings.sqlite")
+    asked: int = 0
+    measured: int = 0
+    seconds: float = 0.0
+    note: str | None = None
+    _answers: dict[str, str] = field(default_factory=dict)
+
+    def known(self, question: str) -> str | None:
+        """Return the answer to a question that was measured before, on a machine like this one."""
+        self.asked += 1
+        key = self._key(question)
+        if key not in self._answers:
+            found = self._query("SELECT way FROM timings WHERE question = ?", key)
+            if found:
+                self._answers[key] = found[0][0]
+        return self._answers.get(key)
+
+    def fastest(self, question: str, ways: Mapping[str, Way]) -> str:
+        """Time the ways in turns, and return the name of the fastest; remember it."""
+        started = time.perf_counter()
+        with threads(self.threads):
+            answer = _race(ways)
+        self.measured += 1
+        self.seconds += time.perf_counter() - started
+        key = self._key(question)
+        self._answers[key] = answer
+        self._query("INSERT OR REPLACE INTO timings VALUES (?, ?)", key, answer)
+        return answer
+
+    def _key(self, question: str) -> str:
+        text = "\n".join((machine(), f"{self.threads} threads", question))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _query(self, statement: str, *values: str) -> list[Any]:
+        """Ask the database, or do without it: another process may hold it, a disk be full."""
+        if self.file is None or self.note is not None:
+            return []
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.closing(sqlite3.connect(self.file, timeout=10)) as database, database:
+                database.execute(
+                    "CREATE TABLE IF NOT EXISTS timings (question TEXT PRIMARY KEY, way TEXT)"
+                )
+                return database.execute(statement, values).fetchall()
+        except (sqlite3.Error, OSError) as error:
+            self.note = f"timings are not kept: '{self.file}' cannot be used ({error})"
+            return []
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Any:
+    """Let PyTorch use this many threads inside."""
+    before = torch.get_num_threads()
+    if count != before:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        if count != before:
+            torch.set_num_threads(before)
+
+
+@functools.cache
+def machine() -> str:
+    """Return what timings depend on: the processor, and the kernels that are installed."""
+    name = platform.processor() or platform.machine()
+    flags = ""
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        lines = information.read_text().splitlines()
+        rows = dict(line.split(":", 1) for line in lines if ":" in line)
+        fields = {key.strip(): value.strip() for key, value in rows.items()}
+        name = fields.get("model name", name) + fields.get("model", "")
+        flags = fields.get("flags", fields.get("Features", ""))
+    capability = torch.backends.cpu.get_cpu_capability()
+    return "\n".join((name, flags, capability, torch.__version__, str(os.cpu_count())))
+
+
+def cache_folder() -> Path:
+    """Return the folder for what may be lost: `FXOPT_CACHE`, else one in the user's cache."""
+    given = os.environ.get("FXOPT_CACHE")
+    if given:
+        return Path(given)
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "fxopt"
+
+
+def _race(ways: Mapping[str, Way]) -> str:
+    """Time the ways in turns; the lowest median wins, the first of those as good as equal."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for way in ways.values():
+        way()  # makes kernels, fills caches
+    finish = time.perf_counter() + _SECONDS
+    low, high = _ROUNDS
+    for turn in range(high):
+        for name in times:
+            started = time.perf_counter()
+            ways[name]()
+            times[name].append(time.perf_counter() - started)
+        if turn + 1 >= low:
+            middle = {name: statistics.median(values) for name, values in times.items()}
+            best = min(middle.values())
+            times = {name: times[name] for name in times if middle[name] <= best * _HOPELESS}
+            if len(times) == 1 or time.perf_counter() > finish:
+                break
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return next(name for name in times if medians[name] <= min(medians.values()) * _AS_GOOD)
