@@ -13,7 +13,10 @@ from fxopt.graph_module import GraphModule
 
 @runtime_checkable
 class Executable(Protocol):
-    """A lowered graph. It owns its constants: nobody else's writes reach them."""
+    """A lowered graph. It owns its constants: nobody else's writes reach them.
+
+    A backend that leaves the work to another one sets `lowered_by` of the executable to that.
+    """
 
     notes: tuple[str, ...]  # what the report should say about this lowering, a sentence each
 

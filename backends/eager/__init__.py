@@ -13,7 +13,7 @@ from fxopt import dialect
 from fxopt.artefact import read_artefact, write_artefact
 from fxopt.backends.eager.cpu import cpu_passes
 from fxopt.backends.eager.program import program_of
-from fxopt.backends.eager.timings import Timings, threads
+from fxopt.timings import Timings, threads
 from fxopt.contract import Pass
 from fxopt.errors import OptionError
 from fxopt.graph_module import GraphModule

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from fxopt.backends.eager.program import write_program
-from fxopt.backends.eager.timings import Timings
+from fxopt.timings import Timings
 from fxopt.rewrite import Rewriter
 from fxopt.shapes import dtype_of, is_tensor, shape_of
 from fxopt.text import target_text

@@ -11,7 +11,7 @@ from torch import nn
 import fxopt
 from fxopt import dialect
 from fxopt.backends.eager.program import Program, program_of
-from fxopt.backends.eager.timings import Timings
+from fxopt.timings import Timings
 from fxopt.contract import Pass
 from fxopt.graph_module import GraphModule
 from fxopt.text import target_text

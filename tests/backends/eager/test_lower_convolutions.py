@@ -12,7 +12,7 @@ from torch import nn
 
 from fxopt.backends.eager.cpu import choice
 from fxopt.backends.eager.cpu.lower_convolutions import LowerConvolutions
-from fxopt.backends.eager.timings import Timings
+from fxopt.timings import Timings
 from tests.backends.eager.lowered import Always, check_lowering, graph_of, operators
 
 WAYS = ["oneDNN", "channels last"]

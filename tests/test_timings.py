@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fxopt.backends.eager import timings as module
-from fxopt.backends.eager.timings import Timings, cache_folder, machine
+from fxopt import timings as module
+from fxopt.timings import Timings, cache_folder, machine
 
 
 def test_the_fastest_wins_and_is_remembered(tmp_path: Path) -> None:

@@ -1,0 +1,162 @@
+"""The backend that measures the others: the fastest whose results are right, remembered."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+import fxopt
+from fxopt.backends.auto import Auto
+from fxopt.backends.eager import Eager, EagerExecutable
+from fxopt.contract import Pass
+from fxopt.errors import ArtefactError, LoweringError, OptionError
+from fxopt.graph_module import GraphModule
+from tests.models import Counter
+
+X = torch.randn(3, 4)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FXOPT_CACHE", str(tmp_path / "cache"))
+
+
+class _Slowed(EagerExecutable):
+    def __init__(self, graph: GraphModule, backend: Tortoise) -> None:
+        super().__init__(graph)
+        self.backend = backend
+
+    def run(self, *flat: Any) -> tuple[torch.Tensor, ...]:
+        time.sleep(self.backend.delay)
+        self.backend.calls.append(1)
+        return tuple(out + self.backend.error for out in super().run(*flat))
+
+
+@dataclass(frozen=True)
+class Tortoise:
+    """Right or wrong, slow or fast, able or not."""
+
+    title: str
+    delay: float = 0.0
+    error: float = 0.0
+    able: bool = True
+    calls: list[int] = None  # type: ignore[assignment]
+
+    name: ClassVar[str] = "tortoise"
+    suffix: ClassVar[str] = ".tortoise"
+    legalize: ClassVar[tuple[Pass, ...]] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "calls", [])
+
+    def __repr__(self) -> str:
+        return self.title
+
+    def __hash__(self) -> int:
+        return hash(self.title)
+
+    def missing(self) -> str | None:
+        return None
+
+    def lower(self, graph: GraphModule) -> EagerExecutable:
+        if not self.able:
+            raise LoweringError("there is no way to say 'linear'")
+        return _Slowed(graph, self)
+
+
+SLOW, FAST = Tortoise("slow", delay=0.004), Tortoise("fast")
+WRONG, UNABLE = Tortoise("wrong", error=0.1), Tortoise("unable", able=False)
+
+
+def auto(*backends: Any, **options: Any) -> Auto:
+    return Auto(backends, seconds=0.2, **options)
+
+
+def test_the_fastest_of_those_that_are_right() -> None:
+    model = nn.Linear(4, 4)
+    compiled = fxopt.compile(model, X, backend=auto(SLOW, WRONG, UNABLE, FAST))
+    assert compiled.backend is FAST
+    torch.testing.assert_close(compiled(X), model(X))
+    text = " ".join(" ".join(compiled.executable.notes).split())
+    assert "tortoise is the fastest: tortoise" in text and "is wrong by" in text
+    assert "no way to say 'linear'" in text and text in " ".join(str(compiled.report).split())
+
+
+def test_the_answer_is_remembered_for_the_graph_whatever_its_weights() -> None:
+    chosen = auto(SLOW, FAST)
+    fxopt.compile(nn.Linear(4, 4), X, backend=chosen)
+    raced = len(SLOW.calls)
+    again = fxopt.compile(nn.Linear(4, 4), X, backend=chosen)
+    assert again.backend is FAST and len(SLOW.calls) == raced
+    assert "was the fastest when this was last measured" in again.executable.notes[0]
+    fxopt.compile(nn.Linear(4, 5), X, backend=chosen)  # another graph
+    assert len(SLOW.calls) > raced
+    raced = len(SLOW.calls)
+    fxopt.compile(nn.Linear(4, 4), X[:2], backend=chosen)  # another shape
+    assert len(SLOW.calls) > raced
+    raced = len(SLOW.calls)
+    fxopt.compile(nn.Linear(4, 4), X, backend=auto(SLOW, FAST, remember=False))
+    assert len(SLOW.calls) > raced
+
+
+def test_by_name_with_the_backends_that_are_installed(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU())
+    compiled = fxopt.compile(model, X, backend="auto", backends=["onnx", "eager"], seconds=0.2)
+    assert compiled.backend.name in ("onnx", "eager")
+    path = tmp_path / f"model{compiled.backend.suffix}"
+    compiled.save(path)
+    torch.testing.assert_close(fxopt.load(path)(X), model(X))
+    compiled.update(nn.Sequential(nn.Linear(4, 8), nn.ReLU()).state_dict())
+    assert compiled.backend.name in ("onnx", "eager")
+
+
+def test_threads_are_given_to_all() -> None:
+    compiled = fxopt.compile(nn.Linear(4, 4), X, backend=auto("eager", threads=2))
+    assert compiled.backend == Eager(threads=2)
+
+
+def test_the_race_leaves_state_alone() -> None:
+    x = torch.zeros(2)
+    compiled = fxopt.compile(Counter(), x, backend=auto("eager"))
+    assert [compiled(x)[0].item() for _ in range(2)] == [1, 2]
+
+
+def test_nobody_can() -> None:
+    with pytest.raises(LoweringError, match="No backend can run this model.*\n.*'linear'"):
+        fxopt.compile(nn.Linear(4, 4), X, backend=auto(UNABLE))
+    with pytest.raises(LoweringError, match="is wrong by 0"):
+        fxopt.compile(nn.Linear(4, 4), X, backend=auto(WRONG))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"backends": "eager"}, "must be a list of names"),
+        ({"backends": []}, "must be a list of names"),
+        ({"threads": 0}, "threads must be a whole number above 0"),
+        ({"seconds": 0}, "seconds must be above 0"),
+    ],
+)
+def test_bad_options(options: Any, words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        Auto(**options)
+
+
+def test_bad_backends() -> None:
+    with pytest.raises(OptionError, match="'auto' cannot be one of the backends"):
+        fxopt.compile(nn.Linear(4, 4), X, backend=auto("auto"))
+    with pytest.raises(OptionError, match="no backend 'nobody'|nobody"):
+        fxopt.compile(nn.Linear(4, 4), X, backend=auto("nobody"))
+
+
+def test_there_are_no_files_of_its_own(tmp_path: Path) -> None:
+    file = tmp_path / "model.auto"
+    file.write_bytes(b"?")
+    with pytest.raises(ArtefactError):
+        fxopt.load(file)
