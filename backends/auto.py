@@ -45,6 +45,7 @@ class Auto:
     name: ClassVar[str] = "auto"
     suffix: ClassVar[str] = ".auto"  # of no file: the winner writes its own
     legalize: ClassVar[tuple[Pass, ...]] = ()
+    on_request: ClassVar[bool] = True  # a comparison of all backends has the others already
 
     def __post_init__(self) -> None:
         if isinstance(self.backends, str) or not self.backends:

@@ -6,6 +6,7 @@ from fxopt.capture import capture
 from fxopt.comparison import Comparison, compare
 from fxopt.compile import compile, default_passes, lower, optimize
 from fxopt.compiled import CompiledModel, load
+from fxopt.dynamo import torch_compile_backend
 from fxopt.errors import (
     ArtefactError,
     BackendUnavailable,
@@ -76,5 +77,6 @@ __all__ = [
     "sensitivity",
     "testing",
     "to_networkx",
+    "torch_compile_backend",
     "visualize",
 ]

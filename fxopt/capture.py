@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
+from contextvars import ContextVar
 from copy import copy, deepcopy
 from dataclasses import is_dataclass
 from typing import Any
@@ -181,12 +182,26 @@ def _agree(found: Any, expected: Any) -> bool:
 # -- torch.export ------------------------------------------------------------------------------
 
 
+_may_be_strict: ContextVar[bool] = ContextVar("may_be_strict", default=True)
+
+
+@contextmanager
+def inside_torch_compile() -> Iterator[None]:
+    """Keep to non-strict export: the strict one resets TorchDynamo, whose code is running."""
+    token = _may_be_strict.set(False)
+    try:
+        yield
+    finally:
+        _may_be_strict.reset(token)
+
+
 def _export(model: torch.nn.Module, inputs: Inputs, shapes: Any) -> ExportedProgram:
     if any(module.training for module in model.modules()):
         log.info("the model is in training mode; captured in evaluation mode, left as it was")
     # Sizes that may be 0 or 1 leave guards only with the first of these, so it comes first.
     oblivious_too = (True, False) if shapes is not None else (False,)
-    modes = [(oblivious, strict) for oblivious in oblivious_too for strict in (False, True)]
+    strict_too = (False, True) if _may_be_strict.get() else (False,)
+    modes = [(oblivious, strict) for oblivious in oblivious_too for strict in strict_too]
     failures: list[tuple[str, Exception]] = []
     with evaluation(model), attributes_kept(model), _quiet():
         for oblivious, strict in modes:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,28 +25,20 @@ from fxopt.pipeline import run_pass
 from fxopt.registry import check_available, classes, resolve_backend
 from fxopt.replay import replay
 from fxopt.report import Report
+from fxopt.serving.benchmark import Benchmark, WarmUp, measure, timed
+from fxopt.serving.server import Server, serve
+from fxopt.serving.settings import ServerSettings
 from fxopt.signature import Signature
 from fxopt.story import Story
 from fxopt.verify import compare
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """Latencies of one compiled model, in milliseconds."""
-
-    median: float
-    spread: float  # between the first and the third quartile
-    rounds: int
-
-    def __str__(self) -> str:
-        return f"{self.median:.2f} ms (quartiles {self.spread:.2f} ms apart, {self.rounds} calls)"
 
 
 class CompiledModel:
     """A lowered model. Call it with the model's own arguments; it returns the model's own outputs.
 
     `graph` is the portable optimized graph (None where a loaded artefact does not hold it), `story`
-    and `report` say what was done to it, `backend` is what lowered it.
+    and `report` say what was done to it, `backend` is what lowered it. Several threads may call it
+    at once; where it `has_state` (a cache, a counter: what each call writes) they take turns.
     """
 
     def __init__(
@@ -63,6 +56,10 @@ class CompiledModel:
         self.graph = graph
         self.story = story
         self.lower_seconds = lower_seconds
+        self.has_state = _keeps_state(executable, graph)
+        self._free: Executable | None = None  # what may run in several threads at once
+        self._turn = threading.RLock()
+        self._server: Server | None = None
 
     @classmethod
     def lower(cls, graph: GraphModule, backend: Backend) -> CompiledModel:
@@ -73,6 +70,7 @@ class CompiledModel:
             result = run_pass(one, private)
             dialect.check(private, changed={*result.created, *result.changed})
         executable = backend.lower(private)
+        backend = getattr(executable, "lowered_by", backend)  # one that chooses another tells it
         signature = graph.info.signature
         assert signature is not None
         seconds = time.perf_counter() - started
@@ -82,7 +80,22 @@ class CompiledModel:
         """Run the model; raise ShapeError where the inputs are not what was captured."""
         flat = self.signature.flatten(args, kwargs)
         self.signature.check(flat)
-        return self.signature.output.unflatten(self.executable.run(*flat))
+        return self.signature.output.unflatten(self.run_flat(flat))
+
+    def run_flat(self, flat: Sequence[Any]) -> tuple[torch.Tensor, ...]:
+        """Run on flat inputs that the signature has checked, and return flat outputs.
+
+        The first run is one thread's alone, for it makes what later ones share: the graph's code,
+        an engine's session. Where the model has state, every run is.
+        """
+        executable = self.executable
+        if executable is self._free:
+            return executable.run(*flat)
+        with self._turn:
+            outputs = executable.run(*flat)
+            if not self.has_state:
+                self._free = executable
+            return outputs
 
     @property
     def report(self) -> Report:
@@ -150,33 +163,97 @@ class CompiledModel:
         renewed = CompiledModel.lower(updated, self.backend)
         self.graph, self.executable = updated, renewed.executable
 
-    def benchmark(self, *args: Any, rounds: int = 30, warmup: int = 5, **kwargs: Any) -> Benchmark:
+    # -- serving --------------------------------------------------------------------------------
+
+    def warmup(self, *args: Any, calls: int = 3, **kwargs: Any) -> WarmUp:
+        """Call the model before anybody waits, on the example inputs unless others are given.
+
+        The first calls make an engine's session, optimize (TorchScript at the second) and get
+        memory from the system. The model's state and the inputs stay as they are; a model with
+        state warms up a twin, so its own session is still to be made. Raises OptionError for
+        `calls` below 1.
+        """
+        if not (type(calls) is int and calls >= 1):
+            raise OptionError(f"warmup() needs at least one call, not {calls!r}.")
+        return WarmUp(timed(self._rehearsal(args, kwargs), calls))
+
+    def benchmark(
+        self, *args: Any, rounds: int = 30, warmup: int = 5, callers: int = 1, **kwargs: Any
+    ) -> Benchmark:
         """Measure the latency of calls, on the example inputs unless others are given.
 
-        The model's state and the inputs stay as they are. Raises OptionError for `rounds` below 1.
+        With `callers`, so many threads call at once, `rounds` times each. The model's state and the
+        inputs stay as they are. Raises OptionError for `rounds` or `callers` below 1, and for
+        several callers of a model with state, which takes them one by one.
         """
-        if rounds < 1 or warmup < 0:
-            raise OptionError(f"benchmark() needs at least one round, not {rounds}.")
+        if self.has_state and callers != 1:
+            raise OptionError(
+                f"callers={callers!r} cannot call a model with state at once: it is changed by one "
+                "call at a time. Leave callers out."
+            )
+        return measure(self._rehearsal(args, kwargs), rounds, warmup, callers)
+
+    def _rehearsal(self, args: Any, kwargs: Any) -> Callable[[], None]:
+        """Return a call that leaves state and inputs alone, and returns once devices are done."""
         if args or kwargs:
             flat = self.signature.flatten(args, kwargs)
+            self.signature.check(flat)
         elif self.graph is not None:
             flat = list(self.graph.info.example_inputs)
         else:
-            raise OptionError("A loaded model holds no example inputs; pass inputs to benchmark().")
+            raise OptionError("A loaded model holds no example inputs; pass inputs to the call.")
+        if self.has_state and self.graph is None:
+            raise OptionError(
+                "A loaded model with state cannot be called without changing that. Measure it "
+                "where it is compiled, or load the file once more and time calls of that one."
+            )
         flat = [v.clone() if isinstance(v, torch.Tensor) else v for v in flat]
-        executable = self._without_history()
         wait = waiter(flat)
-        times = []
-        for turn in range(-warmup, rounds):
-            started = time.perf_counter()
-            executable.run(*flat)
+        twin = self._without_history() if self.has_state else None
+
+        def call() -> None:
+            if twin is None:
+                self.run_flat(flat)
+            else:
+                twin.run(*flat)
             wait()
-            if turn >= 0:
-                times.append((time.perf_counter() - started) * 1e3)
-        low, middle, high = (
-            statistics.quantiles(times, n=4, method="inclusive") if rounds > 1 else times * 3
-        )
-        return Benchmark(middle, high - low, rounds)
+
+        return call
+
+    def serve(
+        self,
+        *,
+        workers: int = 1,
+        queue_size: int = 64,
+        queue_timeout: float | None = None,
+        max_batch: int = 1,
+        max_wait_ms: float = 0.0,
+        example_inputs: Any = None,
+    ) -> Server:
+        """Return a server: a queue and threads that run the model; see `ServerSettings`.
+
+        With `max_batch` requests that wait are run as one batch, up to so many rows. The batch must
+        be dynamic, dimension 0 of every output, and rows must not meet: that is judged by symbolic
+        shapes, and tried on the example inputs, or on `example_inputs`. A model with state has one
+        worker, and no batches. Raises OptionError, with the reason, for what the model does not
+        allow.
+        """
+        settings = ServerSettings(workers, queue_size, queue_timeout, max_batch, max_wait_ms)
+        return serve(self, settings, example_inputs)
+
+    def submit(self, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Queue a call on a server of the model's own, made at the first use; see `Server.submit`.
+
+        It has one worker, and lives as long as this model.
+        """
+        if self._server is None:
+            with self._turn:
+                self._server = self._server or self.serve()
+        return self._server.submit(*args, **kwargs)
+
+    def for_call(self, args: Any, kwargs: Any) -> CompiledModel:
+        """Return what takes a call: this model takes all that it takes."""
+        return self
 
     def visualize(
         self,
@@ -219,6 +296,8 @@ class DeferredModel:
         self._model = model
         self._compile_for = compile_for
         self._compiled: dict[Any, CompiledModel] = {}
+        self._turn = threading.RLock()
+        self._server: Server | None = None
         if inferred is not None:
             self._compiled[self._key(inferred.args, inferred.kwargs)] = compile_for(inferred)
 
@@ -233,14 +312,58 @@ class DeferredModel:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model, compiling it for shapes that were not seen yet."""
+        return self.for_call(args, kwargs)(*args, **kwargs)
+
+    def for_call(self, args: Any, kwargs: Any) -> CompiledModel:
+        """Return what was compiled for such a call; compile it, once, where nothing was yet."""
         key = self._key(args, kwargs)
-        compiled = self._compiled.pop(key, None)
-        if compiled is None:
-            compiled = self._compile_for(Inputs(args, kwargs))
-            if len(self._compiled) >= self.cache_size:
-                del self._compiled[next(iter(self._compiled))]
-        self._compiled[key] = compiled
-        return compiled(*args, **kwargs)
+        with self._turn:
+            compiled = self._compiled.pop(key, None)
+            if compiled is None:
+                compiled = self._compile_for(Inputs(args, kwargs))
+                if len(self._compiled) >= self.cache_size:
+                    del self._compiled[next(iter(self._compiled))]
+            self._compiled[key] = compiled
+        return compiled
+
+    def warmup(self, *args: Any, calls: int = 3, **kwargs: Any) -> WarmUp:
+        """Compile for these inputs, or take what was last used; see `CompiledModel.warmup`."""
+        chosen = self.for_call(args, kwargs) if args or kwargs else self._only()
+        return chosen.warmup(*args, calls=calls, **kwargs)
+
+    def benchmark(
+        self, *args: Any, rounds: int = 30, warmup: int = 5, callers: int = 1, **kwargs: Any
+    ) -> Benchmark:
+        """Compile for these inputs, or take what was last used; see `CompiledModel.benchmark`."""
+        chosen = self.for_call(args, kwargs) if args or kwargs else self._only()
+        return chosen.benchmark(*args, rounds=rounds, warmup=warmup, callers=callers, **kwargs)
+
+    def serve(
+        self,
+        *,
+        workers: int = 1,
+        queue_size: int = 64,
+        queue_timeout: float | None = None,
+        max_batch: int = 1,
+    ) -> Server:
+        """Return a server of all shapes; see `CompiledModel.serve`.
+
+        A shape that was not seen yet is compiled by `submit`, before it returns. Raises OptionError
+        for batches: each shape is a model of its own.
+        """
+        if max_batch != 1:
+            raise OptionError(
+                "Requests cannot run as one batch: each shape of this model is compiled by itself. "
+                "Compile with example_inputs= and dynamic_shapes={0: 'batch'}."
+            )
+        return Server(self, ServerSettings(workers, queue_size, queue_timeout))
+
+    def submit(self, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Queue a call on a server of the model's own; see `CompiledModel.submit`."""
+        if self._server is None:
+            with self._turn:
+                self._server = self._server or self.serve()
+        return self._server.submit(*args, **kwargs)
 
     def save(self, path: str | Path) -> None:
         """Write the artefact of the one shape that was compiled."""
@@ -262,13 +385,22 @@ class DeferredModel:
                 "Nothing is compiled yet: the model does not say what inputs it takes. Pass "
                 "example_inputs= or call it once."
             )
-        return next(reversed(self._compiled.values()))
+        with self._turn:
+            return next(reversed(self._compiled.values()))
 
     def __repr__(self) -> str:
         return f"<fxopt.DeferredModel {type(self._model).__name__}, {len(self._compiled)} shapes>"
 
 
-_ATTRIBUTES = ("graph", "story", "signature", "backend", "executable", "lower_seconds")
+_ATTRIBUTES = (
+    "graph", "story", "signature", "backend", "executable", "lower_seconds", "has_state",
+)  # fmt: skip
+
+
+def _keeps_state(executable: Executable, graph: GraphModule | None) -> bool:
+    """Whether a call changes what the next one sees; without a graph the executable says so."""
+    held = graph.info.mutated if graph is not None else getattr(executable, "state", ())
+    return bool(held)
 
 
 def _leaf_key(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +37,35 @@ class ConstantLeaf:
     value: Any
 
 
+Kind = tuple[torch.Size, torch.dtype, str]
+
+
+def _fixed_kinds(leaves: Sequence[TensorLeaf]) -> tuple[Kind, ...] | None:
+    """Return shape, dtype and device type of each tensor; None where any of it is open."""
+    kinds = []
+    for leaf in leaves:
+        if leaf.dtype is None or leaf.device is None:
+            return None
+        if not all(isinstance(size, int) for size in leaf.shape):
+            return None
+        kinds.append((torch.Size(leaf.shape), leaf.dtype, leaf.device.type))
+    return tuple(kinds)
+
+
+def _fits(flat: Sequence[Any], kinds: Sequence[Kind]) -> bool:
+    """Whether flat inputs are plain tensors of these kinds: the common call, told quickly."""
+    if len(flat) != len(kinds):
+        return False
+    for value, (shape, dtype, device) in zip(flat, kinds, strict=True):
+        if not isinstance(value, torch.Tensor) or value.shape != shape:
+            return False
+        if value.dtype is not dtype or value.device.type != device:
+            return False
+        if value.layout is not torch.strided:
+            return False
+    return True
+
+
 _NUMBERS = {"int": int, "float": float, "bool": bool}
 
 
@@ -49,12 +79,19 @@ class Structure:
 
     def unflatten(self, flat: Sequence[Any]) -> Any:
         """Rebuild the nested value from the flat tensors."""
+        if self._is_one_tensor:
+            return flat[0]
         if self.numbers:
             flat = list(flat)
             for index, kind in self.numbers:
                 flat[index] = _NUMBERS[kind](flat[index])
         values = [flat[leaf] if isinstance(leaf, int) else leaf.value for leaf in self.leaves]
         return pytree.tree_unflatten(values, self.spec)
+
+    @functools.cached_property
+    def _is_one_tensor(self) -> bool:
+        """Whether the value is the first flat tensor itself, as for most models."""
+        return self.spec.is_leaf() and self.leaves == (0,) and not self.numbers
 
 
 _REMEMBERED = 4096  # how many combinations of symbolic sizes are known to pass
@@ -83,6 +120,7 @@ class Signature:
         self.tensors = tuple(leaf for leaf in leaves if isinstance(leaf, TensorLeaf))
         self._origins = _origins(self.tensors)
         self._passed: set[tuple[int, ...]] = set()  # symbolic sizes that the guards allow
+        self._fixed = None if guards else _fixed_kinds(self.tensors)
         self._simple = all(isinstance(leaf, TensorLeaf) for leaf in leaves) and (
             spec == argument_spec(parameters, names)
         )
@@ -117,6 +155,8 @@ class Signature:
 
     def check(self, flat: Sequence[Any]) -> None:
         """Compare flat inputs with what was captured; raise ShapeError where they differ."""
+        if self._fixed is not None and _fits(flat, self._fixed):
+            return
         if len(flat) != len(self.tensors):
             raise ShapeError(f"Expected {len(self.tensors)} tensors, got {len(flat)}.")
         sizes: dict[sympy.Symbol, int] = {}

@@ -2,15 +2,17 @@
 
     python tools/bench.py scale               time per node on synthetic graphs of 1k to 100k nodes
     python tools/bench.py compile MODEL …     compile(backend="onnx") beside torch.onnx.export
-    python tools/bench.py latency MODEL …     backends beside eager, interleaved rounds
+    python tools/bench.py engines [MODEL …]   ours beside the engines that people use
     python tools/bench.py rules MODEL …       each rule: latency without it and with it
     python tools/bench.py prune [MODEL …]     pruned networks: accuracy, and latency beside MACs
 
-Models are named as in torchvision.models or timm, or `bert`: two layers of it. `prune` also takes
-`cifar-resnet56` and `cifar-vgg16`; with models it measures their latency alone, without them all
-that docs/pruning-figures.md shows, and writes it (`--out` names another file): hours of training,
-of which `--state` keeps what is done. `--prune` is the same as `prune`. Times on a shared
-machine move by a third: compare the ratios, which come from interleaved rounds of one run.
+Models are named as in torchvision.models or timm, or `bert12`, or `bert`: two layers of it.
+`engines` has its own list of them, keeps what it measured in --json and goes on there, and writes
+docs/engines.md with a plot beside it. `prune` also takes `cifar-resnet56` and `cifar-vgg16`; with
+models it measures their latency alone, without them all that docs/pruning-figures.md shows, and
+writes it: hours of training, of which `--state` keeps what is done. `--prune` is the same as
+`prune`. Times on a shared machine move by a third: compare the ratios, which come from interleaved
+rounds of one run.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ from __future__ import annotations
 import argparse
 import gc
 import random
-import statistics
 import sys
 import time
 import warnings
@@ -27,6 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from engine_race import measure_engines
+from engines import ENGINES
 from pruning_page import measure_pruning
 from rule_latency import measure_rules
 from subjects import subject
@@ -46,13 +49,20 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", choices=("scale", "compile", "latency", "rules", "prune"))
+    parser.add_argument("what", choices=("scale", "compile", "engines", "rules", "prune"))
     parser.add_argument("models", nargs="*", metavar="MODEL")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--backends", nargs="+", metavar="BACKEND")
-    parser.add_argument("--out", type=Path, help="the file that the tables of `prune` go to")
+    parser.add_argument("--out", type=Path, help="the page that `engines` and `prune` write")
+    engines = parser.add_argument_group("engines")
+    engines.add_argument("--engines", nargs="+", metavar="ENGINE", choices=tuple(ENGINES))
+    engines.add_argument("--precision", nargs="+", default=["fp32"], choices=("fp32", "bf16"))
+    engines.add_argument("--batch", type=int, nargs="+", default=[1])
+    engines.add_argument("--seconds", type=float, default=4.0, help="of timing, per engine")
+    engines.add_argument("--memory", action="store_true", help="peaks, in a process for each")
+    engines.add_argument("--json", type=Path, default=Path("engines.json"), help="goes on there")
     parser.add_argument("--state", type=Path, default=Path("figures"), help="where `prune` goes on")
     given = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(["prune" if one == "--prune" else one for one in given])
@@ -73,8 +83,11 @@ def main(arguments: list[str] | None = None) -> None:
     elif options.what == "rules":
         measure_rules(models, backends, options.rounds, options.threads)
     else:
-        for name in models:
-            latency(name, backends, options.rounds, options.threads)
+        measure_engines(
+            options.models, options.precision, options.batch, options.threads,
+            options.engines or [], options.seconds, options.memory,
+            options.json, options.out or Path("docs/engines.md"),
+        )  # fmt: skip
 
 
 # -- scale -------------------------------------------------------------------------------------
@@ -211,29 +224,6 @@ def compile_beside_torch(name: str) -> None:
             times["torch.onnx"].append(ended - middle)
     ours, theirs = min(times["fxopt"]), min(times["torch.onnx"])
     print(f"{name:24} fxopt {ours:.2f} s, torch.onnx {theirs:.2f} s, ratio {ours / theirs:.2f}")
-
-
-def latency(name: str, backends: list[str], rounds: int, threads: int) -> None:
-    """Print medians and quartile spreads of interleaved rounds, beside eager."""
-    model, x = subject(name)
-    runners: dict[str, Callable[[], Any]] = {"plain eager": lambda: model(x)}
-    for backend in backends:
-        options = {"threads": threads} if backend == "onnx" else {}
-        compiled = fxopt.compile(model, x, backend=backend, **options)
-        runners[f"fxopt {backend}"] = lambda compiled=compiled: compiled(x)  # type: ignore[misc]
-    times: dict[str, list[float]] = {label: [] for label in runners}
-    with torch.no_grad():
-        for turn in range(rounds + 3):
-            for label, runner in runners.items():
-                started = time.perf_counter()
-                runner()
-                if turn >= 3:
-                    times[label].append((time.perf_counter() - started) * 1e3)
-    base = statistics.median(times["plain eager"])
-    print(f"{name}: batch 1, {threads} threads, {rounds} interleaved rounds")
-    for label, values in times.items():
-        low, middle, high = statistics.quantiles(values, n=4)
-        print(f"  {label:20} {middle:8.2f} ms ± {(high - low) / 2:5.2f}   {base / middle:5.2f}×")
 
 
 if __name__ == "__main__":

@@ -13,13 +13,13 @@ from fxopt import dialect
 from fxopt.artefact import read_artefact, write_artefact
 from fxopt.backends.eager.cpu import cpu_passes
 from fxopt.backends.eager.program import program_of
-from fxopt.timings import Timings, threads
 from fxopt.contract import Pass
 from fxopt.errors import OptionError
 from fxopt.graph_module import GraphModule
 from fxopt.passes.expand_attention import ExpandAttention
 from fxopt.passes.merge_parallel_layers import MergeParallelLayers
 from fxopt.pipeline import run_pass
+from fxopt.timings import Timings, threads
 
 
 class EagerExecutable:

@@ -173,14 +173,17 @@ def numbered(names: Sequence[str]) -> list[str]:
 def backends_of(backends: Any, variants: Sequence[Variant]) -> tuple[Backend, ...]:
     """Return the backends to compile for: those asked for.
 
-    By default every one that is installed, for a single model, and none where several are given.
+    By default every one that is installed and does not wait to be asked for (`on_request`), for a
+    single model, and none where several are given.
     Raises OptionError for one that there is not.
     """
     sources = [variant for variant in variants if variant.source is not None]
     if backends is None:
         if len(variants) > 1 or not sources:
             return ()
-        made = [resolve_backend(name) for name in sorted(classes("backends"))]
+        known = sorted(classes("backends").items())
+        usual = [name for name, cls in known if not getattr(cls, "on_request", False)]
+        made = [resolve_backend(name) for name in usual]
         return tuple(one for one in made if one.missing() is None)
     chosen = tuple(resolve_backend(one) for one in as_list("backends", backends))
     if chosen and not sources:

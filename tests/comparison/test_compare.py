@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import fxopt
+from fxopt.backends import available
 from fxopt.comparison import memory as measuring
 from fxopt.comparison import probe
 from fxopt.comparison.candidate import MOST_COMPILATIONS
@@ -36,6 +37,13 @@ class Scores(nn.Module):
         return x + self.shift
 
 
+def installed() -> list[str]:
+    return sorted(
+        name for name, cls in classes("backends").items()
+        if available()[name] is None and not getattr(cls, "on_request", False)
+    )  # fmt: skip
+
+
 # -- rows ------------------------------------------------------------------------------------------
 
 
@@ -43,8 +51,9 @@ def test_a_model_beside_every_backend_and_precision() -> None:
     model = noisy(ConvBnRelu()).eval()
     found = compare(model, IMAGE, precision=[None, "bf16"])
     assert [row.name for row in found.rows] == [
-        "model", "eager", "eager bf16", "onnx", "onnx bf16", "torchscript", "torchscript bf16",
+        "model", *(f"{name}{how}" for name in installed() for how in ("", " bf16")),
     ]  # fmt: skip
+    assert {"eager", "onnx", "torchscript"} <= set(installed())
     assert not [row.failure for row in found.rows if row.failure]
     assert all(row.latency is not None and row.file_bytes for row in found.rows)
     assert found["model"].nodes == 3 and found["eager"].nodes == 2
@@ -113,7 +122,7 @@ def test_what_cannot_be_built_is_a_row_with_a_reason(monkeypatch: pytest.MonkeyP
     assert found["onnx"].latency is None and found["eager"].latency is not None
     monkeypatch.setattr(classes("backends")["onnx"], "missing", lambda self: "pip install it")
     names = [row.name for row in compare(SharedLayer(), torch.ones(1, 4)).rows]
-    assert names == ["model", "eager", "torchscript"]
+    assert names == ["model", *installed()] and "onnx" not in names
     found = compare(SharedLayer(), torch.ones(1, 4), backends=["onnx"])
     assert "pip install it" in str(found["onnx"].failure)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from fxopt.backends.eager.cpu.lower_convolutions import LowerConvolutions
 from fxopt.backends.eager.cpu.lower_linears import LowerLinears
 from fxopt.backends.eager.cpu.lower_transposed_convolutions import LowerTransposedConvolutions
-from fxopt.timings import Timings
 from fxopt.contract import Pass
 from fxopt.passes.merge_moves import MergeMoves
 from fxopt.passes.sink_permutes import SinkPermutes
+from fxopt.timings import Timings
 
 
 def cpu_passes(timings: Timings | None) -> tuple[Pass, ...]:

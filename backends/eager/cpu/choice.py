@@ -10,10 +10,10 @@ import torch
 from torch import fx
 
 from fxopt.backends.eager.program import write_program
-from fxopt.timings import Timings
 from fxopt.rewrite import Rewriter
 from fxopt.shapes import dtype_of, is_tensor, shape_of
 from fxopt.text import target_text
+from fxopt.timings import Timings
 
 _SMALL = 2**17  # multiplications: a call of oneDNN takes the time of about as many
 Build = Callable[[], fx.Node]  # inserts the nodes of one way and returns the last one

@@ -26,11 +26,11 @@ from fxopt.affine import is_constant
 from fxopt.backends.eager.cpu.choice import Build, is_small, replace_by_fastest
 from fxopt.backends.eager.cpu.epilogues import Epilogue, epilogue_of, onednn_obstacle
 from fxopt.backends.eager.cpu.lower_linears import Linear
-from fxopt.timings import Timings
 from fxopt.contract import Effect, PassResult, Precondition
 from fxopt.graph_module import GraphModule
 from fxopt.rewrite import Rewriter
 from fxopt.shapes import rank_of, shape_of
+from fxopt.timings import Timings
 
 aten = torch.ops.aten
 mkldnn = torch.ops.mkldnn

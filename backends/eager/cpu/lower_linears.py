@@ -24,11 +24,11 @@ from torch import fx
 from fxopt.affine import is_constant
 from fxopt.backends.eager.cpu.choice import Build, is_small, itself, replace_by_fastest
 from fxopt.backends.eager.cpu.epilogues import Epilogue, epilogue_of, onednn_obstacle
-from fxopt.timings import Timings
 from fxopt.contract import Effect, PassResult, Precondition
 from fxopt.graph_module import GraphModule
 from fxopt.rewrite import Rewriter
 from fxopt.shapes import is_static_shape, rank_of, shape_of
+from fxopt.timings import Timings
 
 aten = torch.ops.aten
 mkldnn = torch.ops.mkldnn

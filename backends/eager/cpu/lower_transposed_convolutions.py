@@ -23,11 +23,11 @@ from torch import fx
 from fxopt.affine import is_constant
 from fxopt.backends.eager.cpu.choice import Build, is_small, itself, replace_by_fastest
 from fxopt.backends.eager.cpu.epilogues import Epilogue, activation_of, onednn_obstacle
-from fxopt.timings import Timings
 from fxopt.contract import Effect, PassResult, Precondition
 from fxopt.graph_module import GraphModule
 from fxopt.rewrite import Rewriter
 from fxopt.shapes import shape_of
+from fxopt.timings import Timings
 
 aten = torch.ops.aten
 mkldnn = torch.ops.mkldnn

@@ -11,10 +11,10 @@ from torch import nn
 import fxopt
 from fxopt import dialect
 from fxopt.backends.eager.program import Program, program_of
-from fxopt.timings import Timings
 from fxopt.contract import Pass
 from fxopt.graph_module import GraphModule
 from fxopt.text import target_text
+from fxopt.timings import Timings
 
 
 class Always(Timings):
