@@ -15,6 +15,7 @@ from fxopt.graph_module import GraphModule
 class Executable(Protocol):
     """A lowered graph. It owns its constants: nobody else's writes reach them.
 
+    `state` says of one whose graph is not at hand what calls change: empty where nothing does.
     A backend that leaves the work to another one sets `lowered_by` of the executable to that.
     """
 

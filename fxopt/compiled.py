@@ -412,6 +412,8 @@ def _leaf_key(value: Any) -> Any:
 def load(path: str | Path, *, backend: Any = None, **options: Any) -> CompiledModel:
     """Read an artefact that `CompiledModel.save` wrote; never runs code from the file.
 
+    Inductor's files are machine code, so those ask for `trust=True`.
+
     The backend is told by the file's suffix, unless it is given. Raises ArtefactError for a file
     that is missing, damaged or foreign.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keyword
+import threading
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,9 @@ from fxopt.signature import Signature
 
 if TYPE_CHECKING:
     from fxopt.story import Story
+
+
+_WRITING_CODE = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -130,12 +134,19 @@ class GraphModule(fx.GraphModule):
 
     def run(self, *flat: Any) -> tuple[Any, ...]:
         """Execute the graph on flat inputs and return its flat outputs."""
-        if self._compiled is None:
-            code = self._graph.python_code(root_module="self")
-            source, namespace = self._by_registry(code.src), dict(code.globals)
-            exec(compile(source, f"<fxopt graph of {self.info.model_name}>", "exec"), namespace)
-            self._compiled = namespace["forward"]
-        return self._compiled(self, *flat)
+        function = self._compiled
+        if function is None:
+            with _WRITING_CODE:  # fx changes the nodes while it writes
+                function = self._compiled or self._write_code()
+        return function(self, *flat)
+
+    def _write_code(self) -> Callable[..., tuple[Any, ...]]:
+        code = self._graph.python_code(root_module="self")
+        source, namespace = self._by_registry(code.src), dict(code.globals)
+        exec(compile(source, f"<fxopt graph of {self.info.model_name}>", "exec"), namespace)
+        function: Callable[..., tuple[Any, ...]] = namespace["forward"]
+        self._compiled = function
+        return function
 
     def _by_registry(self, source: str) -> str:
         """Let the code ask for constants whose path is no Python, such as `self.lambda.weight`."""

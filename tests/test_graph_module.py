@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -285,3 +288,24 @@ def test_what_cannot_switch_is_listed() -> None:
     graph = fxopt.capture(Attention(), X[None])
     assert graph.info.regularizers == ("attention", "bn")
     assert not graph.train().find(aten.batch_norm.default)[0].args[5]
+
+
+def test_first_calls_from_many_threads() -> None:
+    layers = nn.Sequential(*(nn.Linear(4, 4) for _ in range(20))).eval()
+    x = torch.randn(2, 4)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # so that threads meet
+    try:
+        for _ in range(20):
+            graph = fxopt.capture(layers, x)
+            together = threading.Barrier(8)
+
+            def call(graph: Any = graph, together: threading.Barrier = together) -> torch.Tensor:
+                together.wait()
+                return graph(x)
+
+            with ThreadPoolExecutor(8) as pool:
+                results = [future.result() for future in [pool.submit(call) for _ in range(8)]]
+            assert all(torch.equal(one, results[0]) for one in results)
+    finally:
+        sys.setswitchinterval(interval)

@@ -69,6 +69,11 @@ class InductorExecutable:
         self._turn: Any = threading.Lock() if plan.slots else contextlib.nullcontext()
         self.reset_state()
 
+    @property
+    def state(self) -> tuple[torch.Tensor, ...]:
+        """The tensors that calls change."""
+        return tuple(self._states)
+
     def reset_state(self) -> None:
         """Give the tensors that calls change their initial values again."""
         slots = self.plan.slots

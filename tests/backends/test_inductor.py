@@ -258,7 +258,7 @@ def rewritten(path: Path, to: Path, change: Any) -> Path:
     (lambda d: d["checksums"].popitem(), "parts are not those"),
     (lambda d: d.pop("plan"), "not a whole file"),
     (lambda d: d.update(checksums=dict.fromkeys(d["checksums"], "0")), "damaged"),
-], ids=str)  # fmt: skip
+])  # fmt: skip
 def test_what_does_not_fit_is_refused(
     built: tuple[Open, Any, Path], tmp_path: Path, change: Any, words: str
 ) -> None:
