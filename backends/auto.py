@@ -10,8 +10,9 @@ What comes out is the winner's executable, and `CompiledModel.backend` is the wi
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,12 +20,13 @@ from typing import Any, ClassVar
 import torch
 
 from fxopt.backend import Backend, Executable
+from fxopt.comparison.failure import reason_of
 from fxopt.comparison.race import Latency, race
 from fxopt.contract import Pass
 from fxopt.errors import ArtefactError, LoweringError, OptionError
 from fxopt.graph_module import GraphModule
 from fxopt.pipeline import run_pass
-from fxopt.registry import classes, resolve_backend
+from fxopt.registry import resolve_backend
 from fxopt.text import graph_text
 from fxopt.timings import Timings
 from fxopt.verify import compare, runner
@@ -38,12 +40,12 @@ class Auto:
     """Use the backend that is the fastest for this model on this machine."""
 
     backends: tuple[str | Backend, ...] = _USUAL  # those that are installed take part
-    threads: int | None = None  # for all of them; as torch.set_num_threads says, unless given
+    threads: int | None = None  # for all of them that leave theirs open
     seconds: float = 10.0  # for the race
     remember: bool = True  # ask the same question only once on this machine
 
     name: ClassVar[str] = "auto"
-    suffix: ClassVar[str] = ".auto"  # of no file: the winner writes its own
+    suffix: ClassVar[str] = ""  # the winner writes its own files
     legalize: ClassVar[tuple[Pass, ...]] = ()
     on_request: ClassVar[bool] = True  # a comparison of all backends has the others already
 
@@ -55,6 +57,8 @@ class Auto:
             )
         if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
             raise OptionError(f"threads must be a whole number above 0, got {self.threads!r}.")
+        if type(self.remember) is not bool:
+            raise OptionError(f"remember must be True or False, got {self.remember!r}.")
         if not self.seconds > 0:
             raise OptionError(f"seconds must be above 0, got {self.seconds!r}.")
 
@@ -67,8 +71,30 @@ class Auto:
 
         Raises LoweringError where no backend can do it, with the reason of each.
         """
-        contest = _Contest(graph, tuple(self._candidates()), self)
+        contest = _Contest(graph, [], self)
+        for backend in self._candidates():
+            missing = backend.missing()
+            if missing is None:
+                contest.backends.append(backend)
+            elif backend.name not in _USUAL:  # those are taken where there are any
+                contest.failures.append((backend.name, missing))
         return contest.winner()
+
+    def that_write(self, path: Path) -> Auto:
+        """Return the same choice among those backends alone whose files have this suffix.
+
+        Without a suffix all remain. Raises OptionError where none writes such files.
+        """
+        if not path.suffix:
+            return self
+        writers = tuple(one for one in self._candidates() if one.suffix == path.suffix)
+        if not writers:
+            known = ", ".join(sorted({one.suffix for one in self._candidates()}))
+            raise OptionError(
+                f"None of the backends that 'auto' tries writes '{path.suffix}' files. Use one of "
+                f"{known}, which leaves it no choice, or a name without a suffix."
+            )
+        return replace(self, backends=writers)
 
     def load(self, path: Path) -> tuple[Executable, str]:
         """Raise ArtefactError: files are the winners'."""
@@ -76,17 +102,12 @@ class Auto:
 
     def _candidates(self) -> Iterator[Backend]:
         for one in self.backends:
-            options: dict[str, Any] = {}
-            if isinstance(one, str):
-                if one == self.name:
-                    raise OptionError("'auto' cannot be one of the backends that 'auto' tries.")
-                known = classes("backends").get(one)
-                fields = getattr(known, "__dataclass_fields__", {})
-                if self.threads is not None and "threads" in fields:
-                    options["threads"] = self.threads
-            backend: Backend = resolve_backend(one, options)
-            if backend.missing() is None:
-                yield backend
+            backend: Backend = resolve_backend(one)
+            if isinstance(backend, Auto):
+                raise OptionError("'auto' cannot be one of the backends that 'auto' tries.")
+            if self.threads is not None and getattr(backend, "threads", self.threads) is None:
+                backend = replace(backend, threads=self.threads)  # type: ignore[type-var]
+            yield backend
 
 
 @dataclass(frozen=True)
@@ -103,27 +124,29 @@ class _Contest:
     """One graph, the backends that take part, and what is known of each."""
 
     graph: GraphModule
-    backends: tuple[Backend, ...]
+    backends: list[Backend]
     options: Auto
     failures: list[tuple[str, str]] = field(default_factory=list)  # backends' names, and why
 
     def winner(self) -> Executable:
         """Return the executable of the fastest, or of the one that is known to be."""
-        timings = Timings(self.options.threads or torch.get_num_threads())
+        timings = Timings.here(self.options.threads or torch.get_num_threads())
         question = self._question()
         known = timings.known(question) if self.options.remember else None
         if known is not None:
             for backend in self.backends:
-                if repr(backend) == known:
+                executable = self._lowered(backend) if repr(backend) == known else None
+                if executable is not None:
                     note = f"auto: {backend.name} was the fastest when this was last measured."
-                    return _signed(_lower(self.graph, backend), backend, [note])
+                    return _signed(executable, backend, [note])
         right = [(b, e) for b in self.backends if (e := self._lowered(b)) is not None]
         entrants = self._race(right)
         if not entrants:
             reasons = "".join(f"\n  {name}: {why}" for name, why in self.failures)
             raise LoweringError(f"No backend can run this model:{reasons}")
         best = min(entrants, key=lambda one: one.latency.median)
-        timings.remember(question, repr(best.backend))
+        if self.options.remember:
+            timings.remember(question, repr(best.backend))
         executable = best.executable
         if self.graph.info.mutated:  # the race has changed its state
             executable = _lower(self.graph, best.backend)
@@ -133,13 +156,13 @@ class _Contest:
         """Return a backend's executable where it computes what the graph does, else None."""
         try:
             executable = _lower(self.graph, backend)
-        except LoweringError as error:
-            self.failures.append((backend.name, str(error)))
+            verdict = compare(
+                backend.name, _pure(self.graph, backend, executable), runner(self.graph),
+                self.graph, [self.graph.info.example_inputs], None,
+            )  # fmt: skip
+        except Exception as error:  # whatever an engine raises
+            self.failures.append((backend.name, reason_of(error)))
             return None
-        verdict = compare(
-            backend.name, _pure(self.graph, backend, executable), runner(self.graph), self.graph,
-            [self.graph.info.example_inputs], None,
-        )  # fmt: skip
         if not verdict.passed:
             wrong = f"it is wrong by {verdict.error:.3g}, and the bound is {verdict.bound:.3g}"
             self.failures.append((backend.name, wrong))
@@ -148,10 +171,9 @@ class _Contest:
 
     def _race(self, right: list[tuple[Backend, Executable]]) -> list[_Entrant]:
         """Time those that are right by turns; return those that ran."""
-        inputs = self.graph.info.example_inputs
         names = [f"{index} {backend.name}" for index, (backend, _) in enumerate(right)]
         calls: dict[str, Callable[[], object]] = {
-            name: partial(executable.run, *inputs)
+            name: partial(executable.run, *self._inputs())  # its own: a model may write to them
             for name, (_, executable) in zip(names, right, strict=True)
         }
         outcome = race(calls, seconds=self.options.seconds, least=3)
@@ -163,12 +185,17 @@ class _Contest:
                 self.failures.append((backend.name, outcome.failures[name]))
         return entrants
 
+    def _inputs(self) -> list[Any]:
+        """Return copies of the example inputs."""
+        given = self.graph.info.example_inputs
+        return [value.clone() if isinstance(value, torch.Tensor) else value for value in given]
+
     def _notes(self, entrants: list[_Entrant], best: _Entrant) -> list[str]:
         """Return what the report says: every latency, and why others have none."""
         order = sorted(entrants, key=lambda one: one.latency.median)
         times = ", ".join(f"{one.backend.name} {one.latency.median:.2f} ms" for one in order)
         return [f"auto: {best.backend.name} is the fastest: {times}."] + [
-            f"auto: {name} took no part: {why}." for name, why in self.failures
+            f"auto: {name} took no part: {why.rstrip('.')}." for name, why in self.failures
         ]
 
     def _question(self) -> str:
@@ -178,7 +205,17 @@ class _Contest:
             for value in self.graph.info.example_inputs
         ]
         text = hashlib.sha256(graph_text(self.graph).encode()).hexdigest()
-        return f"auto {self.backends!r} {shapes} {text}"
+        engines = [(one.name, _version(one.name)) for one in self.backends]
+        return f"auto {self.backends!r} {engines} {shapes} {text}"
+
+
+def _version(name: str) -> str:
+    """Return the version of a backend's engine, where that is a package of its own."""
+    package = {"onnx": "onnxruntime"}.get(name, name)
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _lower(graph: GraphModule, backend: Backend) -> Executable:

@@ -22,7 +22,7 @@ from fxopt.inputs import Inputs, check_ready, forward_signature
 from fxopt.manifest import Manifest, read_manifest, write_manifest
 from fxopt.oracle import Oracle, check_captured
 from fxopt.pipeline import run_pass
-from fxopt.registry import check_available, classes, resolve_backend
+from fxopt.registry import backends_by_suffix, check_available, resolve_backend
 from fxopt.replay import replay
 from fxopt.report import Report
 from fxopt.serving.benchmark import Benchmark, WarmUp, measure, timed
@@ -142,12 +142,12 @@ class CompiledModel:
         target = Path(path)
         if target.is_dir():
             raise ArtefactError(f"Cannot write '{target}': it is a folder. Give a file name.")
-        owners = [name for name, cls in classes("backends").items() if cls.suffix == target.suffix]  # type: ignore[attr-defined]
-        if owners and target.suffix != self.backend.suffix:
+        owner = backends_by_suffix().get(target.suffix)
+        if owner is not None and target.suffix != self.backend.suffix:
             raise ArtefactError(
                 f"Cannot write '{target}': '{target.suffix}' is the suffix of the backend "
-                f"'{owners[0]}', and this model is lowered to '{self.backend.name}'. Name the file "
-                f"*{self.backend.suffix}, or compile with backend='{owners[0]}'."
+                f"'{owner}', and this model is lowered to '{self.backend.name}'. Name the file "
+                f"*{self.backend.suffix}, or compile with backend='{owner}'."
             )
         self.executable.save(target, write_manifest(self.signature, self.backend, self.story))
 
@@ -421,11 +421,11 @@ def load(path: str | Path, *, backend: Any = None, **options: Any) -> CompiledMo
     if not source.is_file():
         raise ArtefactError(f"There is no file '{source}'.")
     if backend is None:
-        names = [n for n, cls in classes("backends").items() if cls.suffix == source.suffix]  # type: ignore[attr-defined]
-        if not names:
-            known = ", ".join(sorted({cls.suffix for cls in classes("backends").values()}))  # type: ignore[attr-defined]
+        owners = backends_by_suffix()
+        if source.suffix not in owners:
+            known = ", ".join(sorted(owners))
             raise ArtefactError(f"'{source}' has an unknown suffix. Known: {known}.")
-        backend = names[0]
+        backend = owners[source.suffix]
     chosen = resolve_backend(backend, options)
     check_available(chosen)
     executable, text = chosen.load(source)

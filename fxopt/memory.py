@@ -60,7 +60,7 @@ def memory_obstacle(root: fx.Node, new: fx.Node, built: Collection[fx.Node]) -> 
         elif user.target is aten.copy_.default:
             if any(u.target is aten.copy_.default and u.args[0] is owner for u in owner.users):
                 return f"{owner.name} is overwritten at the end of the graph"
-        elif moved and _reads_layout(user):
+        elif moved and reads_layout(user):
             return f"{user.name} depends on the memory layout"
     return None
 
@@ -108,7 +108,7 @@ def _same_layout(a: fx.Node, b: fx.Node) -> bool:
     return all(isinstance(step, int) for step in (*p, *q)) and p == q
 
 
-def _reads_layout(node: fx.Node) -> bool:
+def reads_layout(node: fx.Node) -> bool:
     """Whether a call's result, or whether it runs at all, depends on strides."""
     if not isinstance(node.target, OpOverload):
         return node.target is not operator.getitem

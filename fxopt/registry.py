@@ -59,6 +59,12 @@ def classes(kind: str) -> dict[str, type]:
     return {name: one for name, one in registered(kind).items() if isinstance(one, type)}
 
 
+def backends_by_suffix() -> dict[str, str]:
+    """Return the names of backends by the suffix of their files; some write none."""
+    found: dict[str, type[Backend]] = classes("backends")
+    return {one.suffix: name for name, one in found.items() if one.suffix}
+
+
 def _built_in(kind: str) -> list[type]:
     modules = [
         importlib.import_module(f"fxopt.{kind}.{module.name}")

@@ -14,8 +14,9 @@ import os
 import platform
 import sqlite3
 import statistics
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,20 @@ class Timings:
     """
 
     threads: int
-    file: Path | None = field(default_factory=lambda: cache_folder() / "timings.sqlite")
+    file: Path | None
     asked: int = 0
     measured: int = 0
     seconds: float = 0.0
     note: str | None = None
     _answers: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def here(cls, threads: int) -> Timings:
+        """Return those that this user's cache folder keeps."""
+        try:
+            return cls(threads, cache_folder() / "timings.sqlite")
+        except RuntimeError:  # a user without a home
+            return cls(threads, None, note="timings are not kept: there is no home folder")
 
     def known(self, question: str) -> str | None:
         """Return the answer to a question that was measured before, on a machine like this one."""
@@ -82,7 +91,7 @@ class Timings:
             return []
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.closing(sqlite3.connect(self.file, timeout=10)) as database, database:
+            with contextlib.closing(sqlite3.connect(self.file, timeout=1)) as database, database:
                 database.execute(
                     "CREATE TABLE IF NOT EXISTS timings (question TEXT PRIMARY KEY, way TEXT)"
                 )
@@ -92,17 +101,32 @@ class Timings:
             return []
 
 
+_inside = 0  # how many threads are inside of `threads`
+_outside = 0  # the number of threads that PyTorch uses when nobody is
+_counting = threading.Lock()
+
+
 @contextlib.contextmanager
-def threads(count: int) -> Any:
-    """Let PyTorch use this many threads inside."""
-    before = torch.get_num_threads()
-    if count != before:
+def threads(count: int) -> Iterator[None]:
+    """Let PyTorch use this many threads inside, in the thread that enters.
+
+    PyTorch has a number per thread, and one for threads that are born: that follows the last who
+    entered, until all have left.
+    """
+    global _inside, _outside
+    with _counting:
+        if _inside == 0:
+            _outside = torch.get_num_threads()
+        _inside += 1
+        before = _outside
+    if count != torch.get_num_threads():
         torch.set_num_threads(count)
     try:
         yield
     finally:
-        if count != before:
-            torch.set_num_threads(before)
+        torch.set_num_threads(before)
+        with _counting:
+            _inside -= 1
 
 
 @functools.cache
@@ -122,12 +146,16 @@ def machine() -> str:
 
 
 def cache_folder() -> Path:
-    """Return the folder for what may be lost: `FXOPT_CACHE`, else one in the user's cache."""
+    """Return the folder for what may be lost: `FXOPT_CACHE`, else one in the user's cache.
+
+    Raises RuntimeError for a user without a home folder.
+    """
     given = os.environ.get("FXOPT_CACHE")
     if given:
-        return Path(given)
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "fxopt"
+        return Path(given).expanduser()
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "fxopt"
+
 
 
 def _race(ways: Mapping[str, Way]) -> str:

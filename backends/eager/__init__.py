@@ -38,7 +38,8 @@ class EagerExecutable:
     ) -> None:
         self.graph = graph if own else copy.deepcopy(graph)
         self.threads = threads
-        timings = Timings(threads or torch.get_num_threads()) if measure else None
+        self.measure = measure
+        timings = Timings.here(threads or torch.get_num_threads()) if measure else None
         lowered = self.graph.copy()
         for name in self.graph.info.mutated:  # state: what the program writes is what is saved
             lowered.set_constant(name, self.graph.constant(name))
@@ -51,11 +52,16 @@ class EagerExecutable:
 
     def run(self, *flat: Any) -> tuple[torch.Tensor, ...]:
         """Run on flat inputs; a constant among the outputs is a copy, which may be written to."""
-        if self.threads is not None:
-            with torch.no_grad(), threads(self.threads):
-                return self._function(*flat)
         with torch.no_grad():
-            return self._function(*flat)
+            if self.threads is None and not torch.is_autocast_enabled("cpu"):
+                return self._function(*flat)
+            count = torch.get_num_threads() if self.threads is None else self.threads
+            # dtypes are those of the graph, and what writes in place cannot change its own
+            with threads(count), torch._C._DisableAutocast():
+                return self._function(*flat)
+
+    def __reduce__(self) -> Any:
+        return _remade, (self.graph, self.threads, self.measure)
 
     def save(self, path: Path, manifest: str) -> None:
         """Write a `.fxopt` file: the graph itself, which loading lowers again."""
@@ -94,6 +100,11 @@ class Eager:
         graph, manifest = read_artefact(path)
         own = EagerExecutable(graph, own=True, threads=self.threads, measure=self.measure)
         return own, manifest
+
+
+def _remade(graph: GraphModule, threads: int | None, measure: bool) -> EagerExecutable:
+    """Make an executable from what a pickle or a deepcopy holds."""
+    return EagerExecutable(graph, own=True, threads=threads, measure=measure)
 
 
 def _notes(timings: Timings | None) -> tuple[str, ...]:

@@ -21,8 +21,9 @@ from torch._ops import OpOverload
 from fxopt.backends.eager.reuse import Memory, Overwrite, overwrites
 from fxopt.effects import is_pure
 from fxopt.graph_module import GraphModule
+from fxopt.memory import reads_layout
 from fxopt.normalize import node_name
-from fxopt.shapes import is_tensor
+from fxopt.shapes import is_tensor, same_shape
 
 Function = Callable[..., tuple[Any, ...]]
 
@@ -109,8 +110,24 @@ class _Writer:
 
     def _returned(self, value: Any) -> str:
         """Return the expression of an output; a caller may write to it, but not to a constant."""
+        if is_tensor(value) and self.memory.of_constant(value):
+            return f"{self._text(value)}.clone()"
+        return self._as_captured(value)
+
+    def _as_captured(self, value: Any) -> str:
+        """Return a value in the memory layout that it has in the model, which a reader counts on.
+
+        A kernel may have chosen another one, such as channels last. An input is as it was given.
+        """
         text = self._text(value)
-        return f"{text}.clone()" if is_tensor(value) and self.memory.of_constant(value) else text
+        if not is_tensor(value) or value in self.known or self.memory.of_input(value):
+            return text
+        strides = value.meta["val"].stride()
+        if same_shape(strides, contiguous_strides(value.meta["val"].shape)):
+            return f"{text}.contiguous()"
+        if all(isinstance(step, int) and step > 0 for step in strides):
+            return f"{self._bind(laid_out, 'laid_out', laid_out)}({text}, {self._text(strides)})"
+        return text
 
     def _call(self, node: fx.Node, overwrite: Overwrite | None) -> str:
         """Return the expression of a call."""
@@ -119,10 +136,12 @@ class _Writer:
             return f"{self._text(args[0])}[{self._text(args[1])}]"
         if target in _INFIX:
             return f"{self._text(args[0])} {_INFIX[target]} {self._text(args[1])}"
-        given = [self._text(value) for value in _positional(target, args)]
+        written = self._as_captured if _reads_layout(node) else self._text
+        given = [written(value) for value in _positional(target, args)]
         given += [f"{name}={self._text(value)}" for name, value in _keywords(target, node.kwargs)]
         function = target._op if isinstance(target, OpOverload) else target
-        name = self._bind(function, node_name(target), target)
+        hint = node_name(target) + ("_in_place" if overwrite is not None else "")
+        name = self._bind(function, hint, target)
         self.operators[name] = target
         return f"{name}({', '.join(given)})"
 
@@ -153,6 +172,34 @@ class _Writer:
             self._bound[key] = name
             self.names[name] = value
         return self._bound[key]
+
+
+def contiguous_strides(shape: Sequence[Any]) -> tuple[Any, ...]:
+    """Return the strides of a contiguous tensor of this shape."""
+    strides: list[Any] = []
+    step: Any = 1
+    for size in reversed(shape):
+        strides.append(step)
+        step = step * size
+    return tuple(reversed(strides))
+
+
+def laid_out(value: torch.Tensor, strides: Sequence[int]) -> torch.Tensor:
+    """Return a tensor with these strides: itself, or a copy. What has one index has any stride."""
+    steps = zip(value.shape, value.stride(), strides, strict=True)
+    if all(size < 2 or step == wanted for size, step, wanted in steps):
+        return value
+    own = torch.empty_strided(
+        value.shape, tuple(strides), dtype=value.dtype, device=value.device
+    )
+    return own.copy_(value)
+
+
+def _reads_layout(node: fx.Node) -> bool:
+    """Whether what a call computes, or whether it runs, depends on its arguments' strides."""
+    if isinstance(node.target, OpOverload) and node.target.namespace == "mkldnn":
+        return False
+    return reads_layout(node)
 
 
 def _constant_values(graph: GraphModule, nodes: Iterable[fx.Node]) -> dict[fx.Node, Any]:

@@ -26,6 +26,9 @@ aten = torch.ops.aten
 mkldnn = torch.ops.mkldnn
 
 
+_SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
+
+
 class Overwrite(NamedTuple):
     """A call that writes over its first argument, in the place of one that does not."""
 
@@ -59,6 +62,11 @@ _NEVER_AN_ARGUMENT = {
     aten.matmul.default, aten.layer_norm.default, aten.batch_norm.default, aten.group_norm.default,
     aten.max_pool2d.default, aten.adaptive_avg_pool2d.default,
 }  # fmt: skip
+# Found among all of ATen's operators by running PyTorch's own samples of each.
+_MAY_BE_AN_ARGUMENT = {
+    aten.lift.default, aten._unsafe_view.default, aten.dequantize.self,
+    aten.unsafe_split.Tensor, aten.unsafe_split_with_sizes.default,
+}  # fmt: skip
 
 
 class Memory:
@@ -70,17 +78,21 @@ class Memory:
     def __init__(self, inputs: Iterable[fx.Node], calls: Iterable[fx.Node]) -> None:
         self._sets = UnionFind()
         self._own = set()
-        self._sets.union("inputs", *inputs)
+        self._sets.union("inputs", *filter(_has_memory, inputs))
         for node in calls:
             self._own.add(node)
             self._sets[node]
             if not _is_fresh(node):
-                self._sets.union(node, *map(self._place, node.all_input_nodes))
+                self._sets.union(node, *map(self._place, filter(_has_memory, node.all_input_nodes)))
         self._makers = Counter(self._sets[node] for node in self._own if not _is_view(node))
 
     def of_constant(self, value: fx.Node) -> bool:
         """Whether a value may lie in a constant's memory."""
         return self.of(value) == self._sets["constants"]
+
+    def of_input(self, value: fx.Node) -> bool:
+        """Whether a value may lie in an input's memory."""
+        return self.of(value) == self._sets["inputs"]
 
     def of(self, value: fx.Node) -> Any:
         """Return what stands for the memory of a value, the same for all that may share it."""
@@ -141,6 +153,11 @@ def _forms(node: fx.Node) -> Iterable[Overwrite]:
         yield Overwrite(mkldnn._convolution_pointwise_.binary, (other, x, *rest))
 
 
+def _has_memory(node: fx.Node) -> bool:
+    """Whether a value is no number, such as a size."""
+    return not isinstance(node.meta.get("val"), (int, float, bool, *_SYMBOLIC))
+
+
 def _is_view(node: fx.Node) -> bool:
     """Whether a call makes no memory of its own, whatever else it does."""
     return node.target is operator.getitem or node.target in _REARRANGING
@@ -152,6 +169,8 @@ def _allocates(target: Any) -> bool:
     if target in _NEVER_AN_ARGUMENT:
         return True
     if not isinstance(target, OpOverload) or target.namespace not in ("aten", "mkldnn"):
+        return False
+    if target in _MAY_BE_AN_ARGUMENT:
         return False
     if any(returned.alias_info is not None for returned in target._schema.returns):
         return False

@@ -31,7 +31,7 @@ from fxopt.compile import DTYPES
 from fxopt.compiled import CompiledModel, load
 from fxopt.inputs import Inputs
 from fxopt.plotting import plot_format
-from fxopt.registry import classes, resolve_backend
+from fxopt.registry import backends_by_suffix, resolve_backend
 
 
 @click.command("compare", short_help="Measure a model beside what it compiles to, or others.")
@@ -143,10 +143,10 @@ def _load(screen: Screen, spec: str, trust: bool, *, alone: bool) -> Any:
     """Return a model; an artefact as it is, unless it is to be compiled for other backends."""
     screen.progress(f"load {spec}")
     path = Path(spec)
-    names = [n for n, cls in classes("backends").items() if cls.suffix == path.suffix]  # type: ignore[attr-defined]
-    if not names or not path.is_file():
+    owner = backends_by_suffix().get(path.suffix)
+    if owner is None or not path.is_file():
         return load_model(spec, trust=trust)
-    backend = with_threads(resolve_backend(names[0]), torch.get_num_threads())
+    backend = with_threads(resolve_backend(owner), torch.get_num_threads())
     compiled = load(path, backend=backend)
     return compiled.graph if alone and compiled.graph is not None else compiled
 

@@ -34,7 +34,7 @@ from fxopt.cli.values import (
 from fxopt.compile import DTYPES, compile
 from fxopt.compiled import CompiledModel
 from fxopt.pipeline import ON_ERROR, VERIFY
-from fxopt.registry import classes, resolve_backend
+from fxopt.registry import backends_by_suffix, resolve_backend
 
 
 @click.command("compile", short_help="Optimize a model and lower it to a backend.")
@@ -98,6 +98,8 @@ def compile_command(
         judge = _judge(verify)
         check_writable(output)
         chosen = resolve_backend(backend or _backend_for(output), dict(option))
+        if output is not None and hasattr(chosen, "that_write"):  # it chooses among others
+            chosen = chosen.that_write(output)
         chosen_passes = expand(passes)
         screen.progress(f"load {model}")
         loaded = load_model(model, trust=trust)
@@ -109,6 +111,8 @@ def compile_command(
         )  # fmt: skip
         _complete_recipe(compiled, model, input, dynamic, verify)
         if output is not None:
+            if not output.suffix and not chosen.suffix:
+                output = output.with_name(output.name + compiled.backend.suffix)
             screen.progress(f"write {output}")
             compiled.save(output)
         speed = None
@@ -137,7 +141,7 @@ def _backend_for(output: Path | None) -> str:
     """Return the backend whose artefacts have this suffix; raise UsageError where none has."""
     if output is None:
         return "eager"
-    suffixes = {cls.suffix: name for name, cls in classes("backends").items()}  # type: ignore[attr-defined]
+    suffixes = backends_by_suffix()
     if output.suffix not in suffixes:
         raise click.UsageError(
             f"The suffix of '{output}' names no backend. Use one of "

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from fxopt.compiled import load
 from fxopt.errors import FxoptError
 from fxopt.imports import guarded, load_object
-from fxopt.registry import classes
+from fxopt.registry import backends_by_suffix
 
 FORMS = (
     "Write module:callable (torchvision.models:resnet18), path.py:callable, a file that fxopt "
@@ -31,10 +31,9 @@ def load_model(spec: str, *, trust: bool = False) -> Any:
     if ":" in spec[1:-1] and not Path(spec).is_file():
         return _make(spec, load_object(spec))
     path = Path(spec)
-    suffixes = {cls.suffix for cls in classes("backends").values()}  # type: ignore[attr-defined]
     if path.suffix == ".pt2":
         return _load_program(path, trust)
-    if path.suffix in suffixes:
+    if path.suffix in backends_by_suffix():
         return _load_artefact(path)
     if path.suffix == ".py":
         raise click.UsageError(f"'{spec}' is a file: name what makes the model, {spec}:callable.")

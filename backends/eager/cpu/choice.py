@@ -142,7 +142,8 @@ def _sample(node: fx.Node) -> torch.Tensor:
     """Return a tensor like a node's value, laid out as it is between convolutions."""
     value = node.meta["val"]
     sizes = _sizes(value.shape)
-    sample = torch.rand(sizes).to(value.dtype)
+    own = torch.Generator().manual_seed(0)  # the caller's random numbers stay as they are
+    sample = torch.rand(sizes, generator=own, device="cpu").to(value.dtype)
     if _is_channels_last(node):
         return sample.to(memory_format=_CHANNELS_LAST[len(sizes)])
     return sample

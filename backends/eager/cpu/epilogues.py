@@ -71,7 +71,7 @@ def unary_of(node: fx.Node) -> Unary | None:
             return Unary("hardsigmoid")
         case aten.gelu.default:
             return Unary("gelu", (), str(node.kwargs["approximate"]))
-        case aten.leaky_relu.default:
+        case aten.leaky_relu.default if args[1] > 0:
             return Unary("leaky_relu", (float(args[1]),))
         case aten.hardtanh.default:
             return Unary("hardtanh", (float(args[1]), float(args[2])))

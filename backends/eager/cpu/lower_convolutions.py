@@ -65,6 +65,8 @@ def _obstacle(graph: GraphModule, node: fx.Node) -> str | None:
     """Why a convolution is left as it is, in words."""
     if not is_constant(graph, node.args[1]):
         return "its weight is not constant"
+    if rank_of(node) != rank_of(node.args[1]):
+        return "its input is one image, without a batch"
     if isinstance(node.args[4], str):
         return "its padding has a name"
     return onednn_obstacle(node)

@@ -26,7 +26,7 @@ from fxopt.backends.eager.cpu.epilogues import Epilogue, activation_of, onednn_o
 from fxopt.contract import Effect, PassResult, Precondition
 from fxopt.graph_module import GraphModule
 from fxopt.rewrite import Rewriter
-from fxopt.shapes import shape_of
+from fxopt.shapes import dtype_of, rank_of, shape_of
 from fxopt.timings import Timings
 
 aten = torch.ops.aten
@@ -51,10 +51,14 @@ class LowerTransposedConvolutions:
             x, weight = args[:2]
             if not is_constant(graph, weight):
                 rewriter.miss(node, "its weight is not constant")
+            elif rank_of(node) != rank_of(weight):
+                rewriter.miss(node, "its input is one image, without a batch")
             elif (why := onednn_obstacle(node)) is not None:
                 rewriter.miss(node, why)
             elif not is_small(x, shape_of(weight)[1:]):
-                epilogue = activation_of(node)
+                # in bfloat16 oneDNN's fused activations are wrong at infinities and NaN
+                is_full = dtype_of(node) is torch.float32
+                epilogue = activation_of(node) if is_full else Epilogue()
                 last = epilogue.last_of(node)
                 ways: dict[str, Build] = {
                     "oneDNN": partial(_by_onednn, rewriter, node, epilogue),
