@@ -227,8 +227,13 @@ def test_training_batches_are_shuffled_whole_and_follow_the_seed(cifar: ModuleTy
 def test_what_a_teacher_says_goes_with_its_image_and_its_flip(cifar: ModuleType) -> None:
     images = cifar.Images(coded(20), torch.arange(20))
     told = torch.stack([torch.arange(20), 100 + torch.arange(20)])[..., None].float()
+
+    def tell(shown: torch.Tensor, chosen: torch.Tensor, flipped: torch.Tensor) -> torch.Tensor:
+        assert shown.dtype is torch.float32 and shown.shape == (10, 3, 32, 32)
+        return told[flipped, chosen]
+
     flips = 0
-    for _, (labels, said) in images.training_batches(10, told):
+    for _, (labels, said) in images.training_batches(10, tell):
         flips += int((said[:, 0] >= 100).sum())
         assert (said[:, 0] % 100).tolist() == labels.tolist()
     assert 0 < flips < 20

@@ -19,7 +19,7 @@ import io
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,14 +56,18 @@ class Images:
         """Return all images in order, as batches of `size` and one with the rest."""
         return Batches(self, size)
 
-    def training_batches(self, size: int = 128, told: torch.Tensor | None = None) -> Batches:
+    def training_batches(self, size: int = 128, told: Told | None = None) -> Batches:
         """Return the images shuffled, shifted by up to 4 pixels and flipped, in whole batches.
 
         Random numbers come from torch's global generator: anew in every pass, the same for the
-        same seed. `told` is what a teacher says of every image, [2, n, classes]: as it is, and
-        flipped. Targets are then pairs of the labels and what the teacher says.
+        same seed. `told` is what a teacher says of images; targets are then pairs of the labels and
+        of that.
         """
         return Batches(self, size, training=True, told=told)
+
+
+# logits [size, 10] of float images [size, 3, 32, 32], their numbers, and which are flipped
+Told = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class Batches:
     images: Images
     size: int
     training: bool = False
-    told: torch.Tensor | None = None
+    told: Told | None = None
 
     def __len__(self) -> int:
         whole = len(self.images) / self.size
@@ -87,9 +91,11 @@ class Batches:
             flipped = torch.zeros(len(pixels), dtype=torch.int64)
             if self.training:
                 pixels, flipped = augmented(pixels)
-            told = self.told
-            targets = labels if told is None else (labels, told[flipped, chosen])
-            yield pixels.float() / 255, targets
+            images = pixels.float() / 255
+            if self.told is None:
+                yield images, labels
+            else:
+                yield images, (labels, self.told(images, chosen, flipped))
 
 
 def augmented(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
