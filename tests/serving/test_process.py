@@ -49,8 +49,8 @@ def interrupt(wait):
             running = server.submit(*four)
             held.wait_until_one_runs()
             queued = server.submit(*four)
+            queued.add_done_callback(lambda future: held.gate.set())  # once it is cancelled
             threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
-            threading.Timer(0.3, held.gate.set).start()
             wait(server, queued)
             time.sleep(60)
     except KeyboardInterrupt:
