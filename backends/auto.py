@@ -22,10 +22,10 @@ import torch
 from fxopt.backend import Backend, Executable
 from fxopt.comparison.failure import reason_of
 from fxopt.comparison.race import Latency, race
+from fxopt.compiled import CompiledModel
 from fxopt.contract import Pass
-from fxopt.errors import ArtefactError, LoweringError, OptionError
+from fxopt.errors import ArtefactError, LoweringError, OptionError, check_option, is_count
 from fxopt.graph_module import GraphModule
-from fxopt.pipeline import run_pass
 from fxopt.registry import resolve_backend
 from fxopt.text import graph_text
 from fxopt.timings import Timings
@@ -33,6 +33,9 @@ from fxopt.verify import compare, runner
 
 # in this order where two are as fast; others build for too long, or are there for old models only
 _USUAL = ("eager", "onnx", "openvino")
+
+
+_require = partial(check_option, "Auto")
 
 
 @dataclass(frozen=True)
@@ -50,17 +53,16 @@ class Auto:
     on_request: ClassVar[bool] = True  # a comparison of all backends has the others already
 
     def __post_init__(self) -> None:
-        if isinstance(self.backends, str) or not self.backends:
-            raise OptionError(
-                f"backends must be a list of names, such as ['eager', 'onnx'], got "
-                f"{self.backends!r}."
-            )
-        if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
-            raise OptionError(f"threads must be a whole number above 0, got {self.threads!r}.")
-        if type(self.remember) is not bool:
-            raise OptionError(f"remember must be True or False, got {self.remember!r}.")
-        if not self.seconds > 0:
-            raise OptionError(f"seconds must be above 0, got {self.seconds!r}.")
+        _require(
+            isinstance(self.backends, (list, tuple)) and bool(self.backends), "backends",
+            self.backends, "a list of names, such as ['eager', 'onnx']",
+        )  # fmt: skip
+        _require(
+            self.threads is None or is_count(self.threads), "threads", self.threads,
+            "a whole number above 0, or None to leave it to each backend",
+        )  # fmt: skip
+        _require(type(self.remember) is bool, "remember", self.remember, "True or False")
+        _require(_is_positive(self.seconds), "seconds", self.seconds, "a number above 0")
 
     def missing(self) -> str | None:
         """Return None: PyTorch is always there."""
@@ -150,7 +152,10 @@ class _Contest:
         executable = best.executable
         if self.graph.info.mutated:  # the race has changed its state
             executable = _lower(self.graph, best.backend)
-        return _signed(executable, best.backend, self._notes(entrants, best))
+        notes = self._notes(entrants, best)
+        if timings.note is not None:
+            notes.append(f"auto: {timings.note}.")
+        return _signed(executable, best.backend, notes)
 
     def _lowered(self, backend: Backend) -> Executable | None:
         """Return a backend's executable where it computes what the graph does, else None."""
@@ -209,6 +214,10 @@ class _Contest:
         return f"auto {self.backends!r} {engines} {shapes} {text}"
 
 
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+
+
 def _version(name: str) -> str:
     """Return the version of a backend's engine, where that is a package of its own."""
     package = {"onnx": "onnxruntime"}.get(name, name)
@@ -220,10 +229,7 @@ def _version(name: str) -> str:
 
 def _lower(graph: GraphModule, backend: Backend) -> Executable:
     """Lower a copy of a graph, after the backend's own passes."""
-    private = graph.copy()
-    for one in backend.legalize:
-        run_pass(one, private)
-    return backend.lower(private)
+    return CompiledModel.lower(graph, backend).executable
 
 
 def _pure(graph: GraphModule, backend: Backend, executable: Executable) -> Callable[..., Any]:

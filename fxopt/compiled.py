@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from fxopt import dialect
 from fxopt.backend import Backend, Executable
 from fxopt.devices import waiter
 from fxopt.errors import ArtefactError, FxoptError, OptionError, ShapeError, VerifyError
@@ -21,7 +20,7 @@ from fxopt.graph_module import GraphModule
 from fxopt.inputs import Inputs, check_ready, forward_signature
 from fxopt.manifest import Manifest, read_manifest, write_manifest
 from fxopt.oracle import Oracle, check_captured
-from fxopt.pipeline import run_pass
+from fxopt.pipeline import legalize
 from fxopt.registry import backends_by_suffix, check_available, resolve_backend
 from fxopt.replay import replay
 from fxopt.report import Report
@@ -66,9 +65,7 @@ class CompiledModel:
         """Run the backend's own passes on a copy of `graph`, and lower it."""
         started = time.perf_counter()
         private = graph.copy()
-        for one in backend.legalize:
-            result = run_pass(one, private)
-            dialect.check(private, changed={*result.created, *result.changed})
+        legalize(private, backend.legalize)
         executable = backend.lower(private)
         backend = getattr(executable, "lowered_by", backend)  # one that chooses another tells it
         signature = graph.info.signature

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class FxoptError(Exception):
@@ -56,3 +57,14 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> OptionError:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean '{near[0]}'?" if near else ""
     return OptionError(f"Unknown {kind} '{name}'.{hint} Known: {', '.join(names) or 'none'}.")
+
+
+def check_option(owner: str, good: bool, option: str, value: Any, allowed: str) -> None:
+    """Raise OptionError, which says what may be given, unless an option's value is `good`."""
+    if not good:
+        raise OptionError(f"{owner} option {option}={value!r} is not possible; give {allowed}.")
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number above 0."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

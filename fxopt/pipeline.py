@@ -178,6 +178,13 @@ def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
         raise OptionError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}.")
 
 
+def legalize(graph: GraphModule, passes: Iterable[Pass]) -> None:
+    """Run a backend's own passes on its own graph, which must be legal after each."""
+    for one in passes:
+        result = run_pass(one, graph)
+        dialect.check(graph, changed={*result.created, *result.changed})
+
+
 def run_pass(one: Pass, graph: GraphModule) -> PassResult:
     """Run a pass on the sub-graphs of control flow, then on the graph itself.
 

@@ -7,6 +7,7 @@ threads, all graph optimizations.
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import os
@@ -40,8 +41,6 @@ class Task:
 
     def typed(self) -> tuple[torch.nn.Module, torch.Tensor]:
         """Return a copy of the model, and the input, in the precision."""
-        import copy
-
         dtype = DTYPES[self.precision]
         x = self.x.to(dtype) if self.x.is_floating_point() else self.x
         return copy.deepcopy(self.model).to(dtype), x

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
-from fxopt import dialect
 from fxopt.artefact import read_artefact, write_artefact
 from fxopt.backends.eager.cpu import cpu_passes
 from fxopt.backends.eager.program import program_of
 from fxopt.contract import Pass
-from fxopt.errors import OptionError
+from fxopt.errors import check_option, is_count
 from fxopt.graph_module import GraphModule
 from fxopt.passes.expand_attention import ExpandAttention
 from fxopt.passes.merge_parallel_layers import MergeParallelLayers
-from fxopt.pipeline import run_pass
+from fxopt.pipeline import legalize
 from fxopt.timings import Timings, threads
+
+_require = partial(check_option, "Eager")
 
 
 class EagerExecutable:
@@ -43,9 +45,7 @@ class EagerExecutable:
         lowered = self.graph.copy()
         for name in self.graph.info.mutated:  # state: what the program writes is what is saved
             lowered.set_constant(name, self.graph.constant(name))
-        for one in cpu_passes(timings):
-            result = run_pass(one, lowered)
-            dialect.check(lowered, changed={*result.created, *result.changed})
+        legalize(lowered, cpu_passes(timings))
         self.program = program_of(lowered)
         self.notes = _notes(timings)
         self._function = self.program.function
@@ -84,8 +84,11 @@ class Eager:
     )
 
     def __post_init__(self) -> None:
-        if self.threads is not None and (type(self.threads) is not int or self.threads < 1):
-            raise OptionError(f"threads must be a whole number above 0, got {self.threads!r}.")
+        _require(
+            self.threads is None or is_count(self.threads), "threads", self.threads,
+            "a whole number above 0, or None for PyTorch's number",
+        )  # fmt: skip
+        _require(type(self.measure) is bool, "measure", self.measure, "True or False")
 
     def missing(self) -> str | None:
         """PyTorch is always there."""

@@ -45,11 +45,6 @@ class Program:
         exec(compile(source, "<fxopt program>", "exec"), namespace)
         self.function: Function = namespace["program"]
 
-    @property
-    def constants(self) -> list[torch.Tensor]:
-        """The tensors that calls read."""
-        return [value for value in self.names.values() if isinstance(value, torch.Tensor)]
-
 
 def program_of(graph: GraphModule) -> Program:
     """Return the program of a graph; its constants are the graph's own, not copies."""

@@ -24,9 +24,7 @@ from fxopt.shapes import is_tensor, same_metadata
 
 aten = torch.ops.aten
 mkldnn = torch.ops.mkldnn
-
-
-_SYMBOLIC = (torch.SymInt, torch.SymFloat, torch.SymBool)
+_NUMBERS = (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
 class Overwrite(NamedTuple):
@@ -155,7 +153,7 @@ def _forms(node: fx.Node) -> Iterable[Overwrite]:
 
 def _has_memory(node: fx.Node) -> bool:
     """Whether a value is no number, such as a size."""
-    return not isinstance(node.meta.get("val"), (int, float, bool, *_SYMBOLIC))
+    return not isinstance(node.meta.get("val"), _NUMBERS)
 
 
 def _is_view(node: fx.Node) -> bool:

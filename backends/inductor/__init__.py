@@ -7,15 +7,19 @@ whose weights it has packed, and puts all of it into one shared library. A call 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from fxopt.contract import Pass
-from fxopt.errors import OptionError
+from fxopt.errors import check_option, is_count
 from fxopt.graph_module import GraphModule
 
 if TYPE_CHECKING:
     from fxopt.backends.inductor.executable import InductorExecutable
+
+
+_require = partial(check_option, "Inductor")
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,12 @@ class Inductor:
             value = getattr(self, option)
             _require(isinstance(value, bool), option, value, "True or False")
         _require(
-            self.threads is None or _is_count(self.threads),
+            self.threads is None or is_count(self.threads),
             "threads",
             self.threads,
             "a positive integer, or None for PyTorch's number of threads",
         )
-        _require(_is_count(self.runners), "runners", self.runners, "a positive integer")
+        _require(is_count(self.runners), "runners", self.runners, "a positive integer")
 
     def missing(self) -> str | None:
         """Return None where a C++ compiler is found, else what to install."""
@@ -73,12 +77,3 @@ class Inductor:
         from fxopt.backends.inductor.artefact import load
 
         return load(Path(path), self)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _require(good: bool, option: str, value: Any, allowed: str) -> None:
-    if not good:
-        raise OptionError(f"Inductor option {option}={value!r} is not possible; give {allowed}.")

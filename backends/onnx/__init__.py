@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from fxopt.contract import Pass
-from fxopt.errors import OptionError
+from fxopt.errors import check_option
 from fxopt.graph_module import GraphModule
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 OLDEST_OPSET, NEWEST_OPSET = 18, 24
 OPTIMIZATIONS = ("off", "basic", "extended", "layout", "all")
+
+
+_require = partial(check_option, "Onnx")
 
 
 @dataclass(frozen=True)
@@ -110,8 +114,3 @@ class Onnx:
         from fxopt.backends.onnx.artefact import load
 
         return load(Path(path), self)
-
-
-def _require(good: bool, option: str, value: Any, allowed: str) -> None:
-    if not good:
-        raise OptionError(f"Onnx option {option}={value!r} is not possible; give {allowed}.")

@@ -13,11 +13,12 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fxopt.contract import Pass
-from fxopt.errors import OptionError
+from fxopt.errors import check_option
 from fxopt.graph_module import GraphModule
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("f32", "bf16", "f16")
 PERFORMANCE = ("latency", "throughput")
+
+
+_require = partial(check_option, "OpenVino")
 
 
 @dataclass(frozen=True)
@@ -118,8 +122,3 @@ def _pairs(properties: Any) -> tuple[tuple[str, Any], ...]:
 def _require_one_of(allowed: tuple[str, ...], option: str, value: Any) -> None:
     known = isinstance(value, str) and value in allowed
     _require(known, option, value, "one of " + ", ".join(map(repr, allowed)))
-
-
-def _require(good: bool, option: str, value: Any, allowed: str) -> None:
-    if not good:
-        raise OptionError(f"OpenVino option {option}={value!r} is not possible; give {allowed}.")

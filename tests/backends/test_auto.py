@@ -139,10 +139,12 @@ def test_nobody_can() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"backends": "eager"}, "must be a list of names"),
-        ({"backends": []}, "must be a list of names"),
-        ({"threads": 0}, "threads must be a whole number above 0"),
-        ({"seconds": 0}, "seconds must be above 0"),
+        ({"backends": "eager"}, "give a list of names"),
+        ({"backends": []}, "give a list of names"),
+        ({"threads": 0}, "threads=0 is not possible; give a whole number above 0"),
+        ({"seconds": 0}, "seconds=0 is not possible; give a number above 0"),
+        ({"seconds": "10"}, "give a number above 0"),
+        ({"remember": "no"}, "give True or False"),
     ],
 )
 def test_bad_options(options: Any, words: str) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import fxopt
+from fxopt.backends.eager import Eager
 from fxopt.errors import FxoptError, ShapeError
 from fxopt.vision import is_installed
 from tests.models import Counter, Tokens
@@ -198,3 +199,12 @@ def test_a_loaded_model_owns_its_weights(tmp_path: Path) -> None:
         for parameter in compiled.graph.parameters():
             parameter.zero_()
     check_same(loaded(x), expected)
+
+
+@pytest.mark.parametrize(
+    "options", [{"threads": 0}, {"threads": 1.5}, {"threads": True}, {"measure": "no"}]
+)
+def test_options_are_checked(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(FxoptError, match=f"Eager option {name}=.* is not possible; give"):
+        Eager(**options)
