@@ -15,7 +15,7 @@ save nothing. Each call is looked at a few times, so the work is linear in the s
 from __future__ import annotations
 
 import enum
-from collections import Counter, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -162,10 +162,10 @@ class Layouts:
         return groups
 
     def _put_back_single_steps(self) -> None:
-        pending = dict.fromkeys(self.steps.values())
+        # ordered, as a plain dict looks at all that left its front for each next one
+        pending = OrderedDict.fromkeys(self.steps.values())
         while pending:
-            step = next(iter(pending))
-            del pending[step]
+            step, _ = pending.popitem(last=False)
             if not self.moved[step.node]:
                 continue
             if self._put(step, False) > 0:

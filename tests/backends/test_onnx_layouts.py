@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 import random
-import time
 
 import pytest
 import torch
 from torch import fx
 
 from fxopt.backends.onnx.layouts import CONVERSION, LEFT, WRITTEN, Comes, Layouts, Step
+from tests.counting import lines_run
 
 SAVED = WRITTEN + 2 * LEFT
 
@@ -106,10 +106,8 @@ def test_the_work_is_linear() -> None:
         return [*steps, Step(joined, tuple(nodes), (joined,))], {}
 
     for make in (wide, lambda size: a_graph(size, 1)):
-        seconds = []
-        for size in (400, 3_200):
-            steps, comes = make(size)
-            started = time.process_time()
-            Layouts(steps, comes, reads_any=lambda user: False).choose()
-            seconds.append(time.process_time() - started)
-        assert seconds[1] < 8 * 4 * seconds[0] + 0.2
+        small, large = (
+            lines_run(Layouts(*make(size), reads_any=lambda user: False).choose)
+            for size in (200, 1_600)
+        )
+        assert large < 8 * 1.5 * small
