@@ -11,11 +11,11 @@ SPEC := pyproject.toml constraints.txt setup.py fxopt/page/libraries.py
 WORKERS ?= 2
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
-.PHONY: help demo test check format clean
+.PHONY: help demo test check format bench-smoke clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/vision ## Compile ResNet-18 to ONNX, run it, and show what each pass did
 	$(BIN)/fxopt compile torchvision.models:resnet18 --backend onnx -o resnet18.onnx --benchmark
@@ -30,6 +30,9 @@ check: $(VENV)/dev ## Run the linter and the type checker
 
 format: $(VENV)/dev ## Sort imports and apply the linter's safe fixes
 	$(BIN)/ruff check --fix .
+
+bench-smoke: $(VENV)/dev ## Look for what made fxopt slower, by counts: about a minute
+	$(ONE_THREAD) $(BIN)/python tools/bench_smoke.py
 
 clean: ## Remove the virtual environment, caches and build products
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
