@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import torch
 
 from fxopt.backend import Backend, Executable
+from fxopt.backends.eager.onednn import library
 from fxopt.comparison.failure import reason_of
 from fxopt.comparison.race import Latency, race
 from fxopt.compiled import CompiledModel
@@ -220,6 +221,9 @@ def _is_positive(value: Any) -> bool:
 
 def _version(name: str) -> str:
     """Return the version of a backend's engine, where that is a package of its own."""
+    if name == "eager":
+        api = library()
+        return "" if api is None else api.version
     package = {"onnx": "onnxruntime"}.get(name, name)
     try:
         return importlib.metadata.version(package)

@@ -220,10 +220,13 @@ def _export(model: torch.nn.Module, inputs: Inputs, shapes: Any) -> ExportedProg
 def _export_once(
     model: torch.nn.Module, inputs: Inputs, shapes: Any, strict: bool, oblivious: bool
 ) -> ExportedProgram:
+    from torch._dynamo.convert_frame import compile_lock
     from torch.fx.experimental import _config
 
     config: Any = _config
-    with config.patch(backed_size_oblivious=oblivious), redirect_stderr(_WithoutGraphs(sys.stderr)):
+    quiet = redirect_stderr(_WithoutGraphs(sys.stderr))
+    # what all threads share: settings, and the annotations of whatever is being traced
+    with compile_lock, config.patch(backed_size_oblivious=oblivious), quiet:
         # export marks the tensors it is given; the caller's own stay unmarked
         args, kwargs = map_tensors((inputs.args, inputs.kwargs), _alias)
         return torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=strict)

@@ -15,7 +15,10 @@ aten = torch.ops.aten
 
 # Namespaces whose schemas tell the truth about what an operator changes. A custom operator's
 # schema is a promise of its author's, and a print or a counter is not in it.
-_TRUSTED = {"aten", "prims", "torchvision", "quantized", "quantized_decomposed", "mkldnn", "onednn"}
+_TRUSTED = {
+    "aten", "prims", "torchvision", "quantized", "quantized_decomposed", "mkldnn", "onednn",
+    "fxopt",
+}  # fmt: skip
 
 # Operators with a flag that makes them random or lets them update statistics.
 _TRAINING_FLAG = {

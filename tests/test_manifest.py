@@ -82,7 +82,7 @@ def test_a_manifest_says_what_was_done() -> None:
         FORMAT, fxopt.__version__, torch.__version__,
     )  # fmt: skip
     assert (found.backend, found.model) == ("eager", "ConvBnRelu")
-    assert found.options == {"threads": None, "measure": True}
+    assert found.options == {"threads": None, "measure": True, "cuda_graphs": None}
     assert [step["name"] for step in found.passes] == [s.name for s in compiled.story.steps]
     assert [one["what"] for one in found.verifications] == [
         one.what for one in compiled.story.verifications

@@ -12,6 +12,7 @@ import torch
 
 from fxopt.artefact import read_artefact, write_artefact
 from fxopt.backends.eager.cpu import cpu_passes
+from fxopt.backends.eager.onednn import operators
 from fxopt.backends.eager.program import program_of
 from fxopt.contract import Pass
 from fxopt.errors import check_option, is_count
@@ -37,31 +38,50 @@ class EagerExecutable:
         own: bool = False,
         threads: int | None = None,
         measure: bool = True,
+        cuda_graphs: bool | None = None,
     ) -> None:
         self.graph = graph if own else copy.deepcopy(graph)
         self.threads = threads
         self.measure = measure
+        self.cuda_graphs = cuda_graphs
         timings = Timings.here(threads or torch.get_num_threads()) if measure else None
         lowered = self.graph.copy()
         for name in self.graph.info.mutated:  # state: what the program writes is what is saved
             lowered.set_constant(name, self.graph.constant(name))
         legalize(lowered, cpu_passes(timings))
+        on_cuda = cuda_graphs is True or _computes_on_cuda(lowered)
+        if on_cuda:
+            from fxopt.backends.eager.cuda import cuda_function, cuda_passes
+
+            legalize(lowered, cuda_passes(timings))
         self.program = program_of(lowered)
         self.notes = _notes(timings)
         self._function = self.program.function
+        self._reads_memory = any(
+            target in operators.PREPARATIONS for target in self.program.operators.values()
+        )
+        if on_cuda:
+            self._function, note = cuda_function(self._function, lowered, cuda_graphs)
+            self.notes += (note,)
 
     def run(self, *flat: Any) -> tuple[torch.Tensor, ...]:
-        """Run on flat inputs; a constant among the outputs is a copy, which may be written to."""
+        """Run on flat inputs; a constant among the outputs is a copy, which may be written to.
+
+        Inputs that are no plain tensors, and calls that are traced, go through the graph itself.
+        """
+        function = self._function
+        if self._reads_memory and not operators.can_read(flat):
+            function = self.graph.run
         with torch.no_grad():
             if self.threads is None and not torch.is_autocast_enabled("cpu"):
-                return self._function(*flat)
+                return function(*flat)
             count = torch.get_num_threads() if self.threads is None else self.threads
             # dtypes are those of the graph, and what writes in place cannot change its own
             with threads(count), torch._C._DisableAutocast():
-                return self._function(*flat)
+                return function(*flat)
 
     def __reduce__(self) -> Any:
-        return _remade, (self.graph, self.threads, self.measure)
+        return _remade, (self.graph, self.threads, self.measure, self.cuda_graphs)
 
     def save(self, path: Path, manifest: str) -> None:
         """Write a `.fxopt` file: the graph itself, which loading lowers again."""
@@ -74,6 +94,7 @@ class Eager:
 
     threads: int | None = None  # as torch.set_num_threads says, unless given
     measure: bool = True  # choose among kernels by timing them here; else by rule
+    cuda_graphs: bool | None = None  # replay calls on CUDA; None: where that is right
 
     name: ClassVar[str] = "eager"
     suffix: ClassVar[str] = ".fxopt"
@@ -89,6 +110,10 @@ class Eager:
             "a whole number above 0, or None for PyTorch's number",
         )  # fmt: skip
         _require(type(self.measure) is bool, "measure", self.measure, "True or False")
+        _require(
+            self.cuda_graphs is None or type(self.cuda_graphs) is bool, "cuda_graphs",
+            self.cuda_graphs, "True, False, or None for where they are possible",
+        )  # fmt: skip
 
     def missing(self) -> str | None:
         """PyTorch is always there."""
@@ -96,18 +121,29 @@ class Eager:
 
     def lower(self, graph: GraphModule) -> EagerExecutable:
         """Choose the kernels of every node, and write the program."""
-        return EagerExecutable(graph, threads=self.threads, measure=self.measure)
+        return EagerExecutable(
+            graph, threads=self.threads, measure=self.measure, cuda_graphs=self.cuda_graphs
+        )
 
     def load(self, path: Path) -> tuple[EagerExecutable, str]:
         """Read a `.fxopt` file; see `fxopt.artefact` for what is checked."""
         graph, manifest = read_artefact(path)
-        own = EagerExecutable(graph, own=True, threads=self.threads, measure=self.measure)
-        return own, manifest
+        return _remade(graph, self.threads, self.measure, self.cuda_graphs), manifest
 
 
-def _remade(graph: GraphModule, threads: int | None, measure: bool) -> EagerExecutable:
-    """Make an executable from what a pickle or a deepcopy holds."""
-    return EagerExecutable(graph, own=True, threads=threads, measure=measure)
+def _remade(
+    graph: GraphModule, threads: int | None, measure: bool, cuda_graphs: bool | None
+) -> EagerExecutable:
+    """Make an executable from what a file, a pickle or a deepcopy holds."""
+    return EagerExecutable(
+        graph, own=True, threads=threads, measure=measure, cuda_graphs=cuda_graphs
+    )
+
+
+def _computes_on_cuda(graph: GraphModule) -> bool:
+    """Whether any value lies on CUDA."""
+    values = (node.meta.get("val") for node in graph.graph.nodes)
+    return any(isinstance(one, torch.Tensor) and one.device.type == "cuda" for one in values)
 
 
 def _notes(timings: Timings | None) -> tuple[str, ...]:

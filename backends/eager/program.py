@@ -18,6 +18,8 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
+from fxopt.backends.eager.layout import contiguous_strides, laid_out
+from fxopt.backends.eager.onednn import operators
 from fxopt.backends.eager.reuse import Memory, Overwrite, overwrites
 from fxopt.effects import is_pure
 from fxopt.graph_module import GraphModule
@@ -57,9 +59,14 @@ def write_program(
     inputs: Sequence[fx.Node],
     nodes: Iterable[fx.Node],
     outputs: Sequence[Any],
+    *,
+    as_captured: bool = True,
 ) -> Program:
-    """Return the program that computes `outputs` from `inputs` with calls among `nodes`."""
-    return _Writer(graph, inputs, list(nodes), outputs).write()
+    """Return the program that computes `outputs` from `inputs` with calls among `nodes`.
+
+    Outputs have the memory layout that the model gives them, unless `as_captured` is False.
+    """
+    return _Writer(graph, inputs, list(nodes), outputs, as_captured).write()
 
 
 class _Writer:
@@ -71,10 +78,12 @@ class _Writer:
         inputs: Sequence[fx.Node],
         nodes: list[fx.Node],
         outputs: Sequence[Any],
+        as_captured: bool,
     ) -> None:
         self.graph = graph
         self.inputs = inputs
         self.outputs = list(outputs)
+        self.as_captured = as_captured
         self.names: dict[str, Any] = {}
         self.operators: dict[str, Any] = {}
         self.known = _constant_values(graph, nodes)
@@ -107,7 +116,7 @@ class _Writer:
         """Return the expression of an output; a caller may write to it, but not to a constant."""
         if is_tensor(value) and self.memory.of_constant(value):
             return f"{self._text(value)}.clone()"
-        return self._as_captured(value)
+        return self._as_captured(value) if self.as_captured else self._text(value)
 
     def _as_captured(self, value: Any) -> str:
         """Return a value in the memory layout that it has in the model, which a reader counts on.
@@ -126,11 +135,13 @@ class _Writer:
 
     def _call(self, node: fx.Node, overwrite: Overwrite | None) -> str:
         """Return the expression of a call."""
-        target, args = (node.target, node.args) if overwrite is None else overwrite
+        target, args = (node.target, node.args) if overwrite is None else overwrite[:2]
         if target is operator.getitem:
             return f"{self._text(args[0])}[{self._text(args[1])}]"
         if target in _INFIX:
             return f"{self._text(args[0])} {_INFIX[target]} {self._text(args[1])}"
+        if target in operators.PREPARATIONS:
+            return self._prepared_call(target, args)
         written = self._as_captured if _reads_layout(node) else self._text
         given = [written(value) for value in _positional(target, args)]
         given += [f"{name}={self._text(value)}" for name, value in _keywords(target, node.kwargs)]
@@ -139,6 +150,18 @@ class _Writer:
         name = self._bind(function, hint, target)
         self.operators[name] = target
         return f"{name}({', '.join(given)})"
+
+    def _prepared_call(self, target: OpOverload, args: Sequence[Any]) -> str:
+        """Return the expression of a call whose constants are packed now, once for all calls."""
+        preparation = operators.PREPARATIONS[target]
+        tensors, constants = args[: preparation.tensors], args[preparation.tensors :]
+        key = (target, repr(constants))
+        if key not in self._bound:
+            values = fx.map_arg(tuple(constants), self.known.__getitem__)
+            self._bind(preparation.make(*values), node_name(target), key)
+        name = self._bound[key]
+        self.operators[name] = target
+        return f"{name}({', '.join(map(self._text, tensors))})"
 
     def _text(self, value: Any) -> str:
         """Return how an argument is written: as a literal, or as the name of what is bound."""
@@ -169,30 +192,9 @@ class _Writer:
         return self._bound[key]
 
 
-def contiguous_strides(shape: Sequence[Any]) -> tuple[Any, ...]:
-    """Return the strides of a contiguous tensor of this shape."""
-    strides: list[Any] = []
-    step: Any = 1
-    for size in reversed(shape):
-        strides.append(step)
-        step = step * size
-    return tuple(reversed(strides))
-
-
-def laid_out(value: torch.Tensor, strides: Sequence[int]) -> torch.Tensor:
-    """Return a tensor with these strides: itself, or a copy. What has one index has any stride."""
-    steps = zip(value.shape, value.stride(), strides, strict=True)
-    if all(size < 2 or step == wanted for size, step, wanted in steps):
-        return value
-    own = torch.empty_strided(
-        value.shape, tuple(strides), dtype=value.dtype, device=value.device
-    )
-    return own.copy_(value)
-
-
 def _reads_layout(node: fx.Node) -> bool:
     """Whether what a call computes, or whether it runs, depends on its arguments' strides."""
-    if isinstance(node.target, OpOverload) and node.target.namespace == "mkldnn":
+    if isinstance(node.target, OpOverload) and node.target.namespace in ("mkldnn", "fxopt"):
         return False
     return reads_layout(node)
 

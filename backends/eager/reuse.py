@@ -19,6 +19,7 @@ from networkx.utils import UnionFind
 from torch import fx
 from torch._ops import OpOverload
 
+from fxopt.backends.eager.onednn import operators
 from fxopt.effects import training_flag
 from fxopt.shapes import is_tensor, same_metadata
 
@@ -28,10 +29,11 @@ _NUMBERS = (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)
 
 
 class Overwrite(NamedTuple):
-    """A call that writes over its first argument, in the place of one that does not."""
+    """A call that writes over one of its arguments, in the place of one that does not."""
 
     target: Any
     args: tuple[Any, ...]
+    over: int = 0  # which argument
 
 
 _UNARY: dict[Any, Any] = {
@@ -124,7 +126,8 @@ def overwrites(
     found: dict[fx.Node, Overwrite] = {}
     for index, node in enumerate(calls):
         for overwrite in _forms(node):
-            victim, *others = overwrite.args
+            others = list(overwrite.args)
+            victim = others.pop(overwrite.over)
             if (
                 memory.is_all_of_one_call(victim)
                 and last_read[memory.of(victim)] == index
@@ -149,6 +152,10 @@ def _forms(node: fx.Node) -> Iterable[Overwrite]:
     elif node.target is mkldnn._convolution_pointwise.binary:
         x, other, *rest = args
         yield Overwrite(mkldnn._convolution_pointwise_.binary, (other, x, *rest))
+    elif node.target is operators.convolution_add:
+        yield Overwrite(operators.convolution_add_, args, over=1)
+    elif node.target is operators.linear_add:
+        yield Overwrite(operators.linear_add_, args, over=1)
 
 
 def _has_memory(node: fx.Node) -> bool:
@@ -166,7 +173,7 @@ def _allocates(target: Any) -> bool:
     """Whether an operator's results always lie in memory of their own."""
     if target in _NEVER_AN_ARGUMENT:
         return True
-    if not isinstance(target, OpOverload) or target.namespace not in ("aten", "mkldnn"):
+    if not isinstance(target, OpOverload) or target.namespace not in ("aten", "mkldnn", "fxopt"):
         return False
     if target in _MAY_BE_AN_ARGUMENT:
         return False

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from fxopt.backends.eager.cpu.lower_batch_norms import LowerBatchNorms
 from fxopt.backends.eager.cpu.lower_convolutions import LowerConvolutions
 from fxopt.backends.eager.cpu.lower_linears import LowerLinears
+from fxopt.backends.eager.cpu.lower_max_pools import LowerMaxPools
 from fxopt.backends.eager.cpu.lower_transposed_convolutions import LowerTransposedConvolutions
+from fxopt.backends.eager.cpu.nest_concatenations import NestConcatenations
 from fxopt.contract import Pass
 from fxopt.passes.merge_moves import MergeMoves
 from fxopt.passes.sink_permutes import SinkPermutes
@@ -17,6 +20,9 @@ def cpu_passes(timings: Timings | None) -> tuple[Pass, ...]:
         LowerLinears(timings),  # before convolutions, some of which become linear layers
         LowerConvolutions(timings),
         LowerTransposedConvolutions(timings),
+        LowerMaxPools(timings),
+        NestConcatenations(),
+        LowerBatchNorms(timings),
         SinkPermutes(),  # those around 1×1 convolutions meet, and are views that cost a call each
         MergeMoves(),
     )

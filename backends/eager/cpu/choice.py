@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxopt.backends.eager.onednn import OneDnnError, library, operators
 from fxopt.backends.eager.program import write_program
 from fxopt.rewrite import Rewriter
 from fxopt.shapes import dtype_of, is_tensor, shape_of
 from fxopt.text import target_text
 from fxopt.timings import Timings
 
+_ERROR = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}  # of the largest value
 _SMALL = 2**17  # multiplications: a call of oneDNN takes the time of about as many
 Build = Callable[[], fx.Node]  # inserts the nodes of one way and returns the last one
 
@@ -54,9 +57,34 @@ def _fastest(
         return ways[answer]()
     built = {name: build() for name, build in ways.items()}
     arguments = [_sample(node) for node in inputs]
-    return built[timings.fastest(question, {
-        name: _runner(rewriter, inputs, node, arguments) for name, node in built.items()
-    })]  # fmt: skip
+    runners = {}
+    for name, node in built.items():
+        with contextlib.suppress(OneDnnError):  # no kernel for this dtype or shape on this machine
+            runner = _runner(rewriter, inputs, node, arguments)
+            runner()
+            runners[name] = runner
+    return built[timings.fastest(question, _agreeing(runners))]
+
+
+def _agreeing(runners: Mapping[str, Callable[[], Any]]) -> dict[str, Callable[[], Any]]:
+    """Return the ways that compute what the last of them does, PyTorch's own."""
+    results = {name: run()[0] for name, run in runners.items()}
+    *_, expected = results.values()
+    finite = expected[expected.isfinite()]
+    bound = _ERROR[expected.dtype] * float(finite.abs().max()) if finite.numel() else 0.0
+    return {
+        name: runners[name]
+        for name, found in results.items()
+        if torch.allclose(found, expected, rtol=0.0, atol=bound, equal_nan=True)
+    }
+
+
+def library_way(node: fx.Node, build: Build) -> dict[str, Build]:
+    """Return the way by oneDNN's own library under its name; none where it has no such kernels."""
+    api = library()
+    if api is None or not operators.supports(dtype_of(node)):
+        return {}
+    return {f"oneDNN {api.version}": build}
 
 
 def itself(node: fx.Node) -> fx.Node:
@@ -129,7 +157,8 @@ def cone(last: fx.Node, inputs: Sequence[fx.Node]) -> list[fx.Node]:
 def _runner(
     rewriter: Rewriter, inputs: Sequence[fx.Node], last: fx.Node, arguments: Sequence[Any]
 ) -> Callable[[], Any]:
-    program = write_program(rewriter.graph, inputs, cone(last, inputs), [last])
+    nodes = cone(last, inputs)  # what reads the last one takes it in whatever layout it has
+    program = write_program(rewriter.graph, inputs, nodes, [last], as_captured=False)
 
     def run() -> Any:
         with torch.no_grad():

@@ -24,6 +24,12 @@ class Unary:
     scalars: tuple[float, ...] = ()
     algorithm: str = ""
 
+    @property
+    def spelled(self) -> tuple[str, list[float]]:
+        """Return the name and numbers that oneDNN's own library is given."""
+        name = f"{self.name}_{self.algorithm}" if self.algorithm else self.name
+        return name, list(self.scalars)
+
 
 @dataclass(frozen=True)
 class Epilogue:

@@ -4,13 +4,15 @@ Before                                   After, for instance
     y = conv2d(x, w, b)                      v = mkldnn._reorder_convolution_weight(w)
     z = relu(y + r)                          z = mkldnn._convolution_pointwise(x, r, v, b, …)
 
-The ways: oneDNN with what follows fused and the weight in its own layout; the convolution of
-PyTorch, channels last; and for a 1×1 convolution, which is a linear layer over the channels of each
-position, the ways of linear layers. Which is the fastest is measured. In oneDNN's favour are fewer
-passes over the result, in BLAS's that a call costs a fraction as much, which decides small layers.
+The ways: oneDNN with what follows fused and the weight in its own layout, by its own library where
+one is installed, and by PyTorch's; the convolution of PyTorch, channels last; and for a 1×1
+convolution, which is a linear layer over the channels of each position, the ways of linear layers.
+Which is the fastest is measured. In oneDNN's favour are fewer passes over the result, in BLAS's
+that a call costs a fraction as much as one of PyTorch's oneDNN.
 
 Left alone: weights that are not constant; padding by name; dtypes that oneDNN does not convolve;
-small layers, where the call is what takes the time, and PyTorch's own is the shortest.
+without oneDNN's own library small layers, where the call is what takes the time, and PyTorch's own
+is the shortest.
 """
 
 from __future__ import annotations
@@ -23,9 +25,16 @@ import torch
 from torch import fx
 
 from fxopt.affine import is_constant
-from fxopt.backends.eager.cpu.choice import Build, is_small, replace_by_fastest
+from fxopt.backends.eager.cpu.choice import (
+    Build,
+    is_small,
+    itself,
+    library_way,
+    replace_by_fastest,
+)
 from fxopt.backends.eager.cpu.epilogues import Epilogue, epilogue_of, onednn_obstacle
 from fxopt.backends.eager.cpu.lower_linears import Linear
+from fxopt.backends.eager.onednn import operators
 from fxopt.contract import Effect, PassResult, Precondition
 from fxopt.graph_module import GraphModule
 from fxopt.rewrite import Rewriter
@@ -54,10 +63,11 @@ class LowerConvolutions:
             if why is not None:
                 rewriter.miss(node, why)
                 continue
-            if is_small(node, shape_of(node.args[1])[1:]):
-                continue
             site = _Site(rewriter, node, epilogue_of(node, activation_after_sum=True))
-            replace_by_fastest(rewriter, site.last, site.inputs, site.ways(), self.timings)
+            is_short = is_small(node, shape_of(node.args[1])[1:])
+            ways = site.shortest_ways() if is_short else site.ways()
+            if ways:
+                replace_by_fastest(rewriter, site.last, site.inputs, ways, self.timings)
         return rewriter.result()
 
 
@@ -84,9 +94,15 @@ class _Site:
         self.x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups = args
         self.inputs = epilogue.inputs(self.x)
 
+    def shortest_ways(self) -> dict[str, Build]:
+        """Return those whose calls are short."""
+        found = library_way(self.node, self._by_library)
+        return {**found, "as it is": partial(itself, self.last)} if found else {}
+
     def ways(self) -> dict[str, Build]:
         """Return all ways by name."""
-        found: dict[str, Build] = {"oneDNN": self._by_onednn, "channels last": self._by_aten}
+        found = library_way(self.node, self._by_library)
+        found |= {"oneDNN": self._by_onednn, "channels last": self._by_aten}
         if self._is_pointwise():
             found["linear, oneDNN"] = partial(self._as_linear, fused=True)
             found["linear, BLAS"] = self._as_linear
@@ -99,6 +115,15 @@ class _Site:
             self.groups == 1
             and all(size == 1 for size in (*kernel, *self.stride))
             and not any(self.padding)
+        )
+
+    def _by_library(self) -> fx.Node:
+        epilogue = self.epilogue
+        other = () if epilogue.other is None else (epilogue.other,)
+        return self._insert(
+            operators.convolution_add if other else operators.convolution, self.x, *other,
+            self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups,
+            *epilogue.unary.spelled, like=self.last,
         )
 
     def _by_onednn(self) -> fx.Node:

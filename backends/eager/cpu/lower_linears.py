@@ -4,11 +4,13 @@ Before                                   After, for instance
     y = linear(x, w, b)                      v = mkldnn._reorder_linear_weight(w)
     z = gelu(y)                              z = mkldnn._linear_pointwise(x, v, b, "gelu")
 
-The ways: oneDNN with what follows fused; the linear layer of PyTorch, which is BLAS; the same with
+The ways: oneDNN with what follows fused, by its own library where one is installed and by
+PyTorch's; the linear layer of PyTorch, which is BLAS; the same with
 the weight's memory transposed, for which BLAS has another kernel. Which is the fastest is measured.
 
-Left alone: weights that are not constant; dtypes that oneDNN does not multiply; small layers, where
-the call is what takes the time, and PyTorch's own is the shortest.
+Left alone: weights that are not constant; dtypes that oneDNN does not multiply; and
+without oneDNN's own library small layers, where the call is what takes the time, and PyTorch's own
+is the shortest.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ import torch
 from torch import fx
 
 from fxopt.affine import is_constant
-from fxopt.backends.eager.cpu.choice import Build, is_small, itself, replace_by_fastest
+from fxopt.backends.eager.cpu.choice import is_small, itself, library_way, replace_by_fastest
 from fxopt.backends.eager.cpu.epilogues import Epilogue, epilogue_of, onednn_obstacle
+from fxopt.backends.eager.onednn import operators
 from fxopt.contract import Effect, PassResult, Precondition
 from fxopt.graph_module import GraphModule
 from fxopt.rewrite import Rewriter
@@ -48,11 +51,10 @@ class LowerLinears:
         """Lower each linear layer whose weight is constant."""
         rewriter = Rewriter(graph)
         for node in graph.find(aten.linear.default):
-            args: Any = node.args
             why = _obstacle(graph, node)
             if why is not None:
                 rewriter.miss(node, why)
-            elif not is_small(args[0], shape_of(args[1])[:1]):
+            else:
                 _lower(rewriter, node, self.timings)
         return rewriter.result()
 
@@ -61,6 +63,8 @@ def _obstacle(graph: GraphModule, node: fx.Node) -> str | None:
     """Why a linear layer is left as it is, in words."""
     if not is_constant(graph, node.args[1]):
         return "its weight is not constant"
+    if 0 in shape_of(node.args[1]):
+        return "its weight is empty"
     if rank_of(node) < 2:
         return "oneDNN multiplies rows, and its input is one"
     return onednn_obstacle(node)
@@ -73,11 +77,13 @@ def _lower(rewriter: Rewriter, node: fx.Node, timings: Timings | None) -> None:
     epilogue = epilogue_of(node, activation_after_sum=False)
     last = epilogue.last_of(node)
     layer = Linear(rewriter, x, weight, bias, last, (node, *epilogue.nodes))
-    ways: dict[str, Build] = {
-        "oneDNN": partial(layer.by_onednn, epilogue),
-        "BLAS": partial(itself, last),
-        "BLAS, transposed": partial(_transposed, layer, node, epilogue),
-    }
+    ways = library_way(node, partial(layer.by_library, epilogue))
+    is_long = not is_small(x, shape_of(weight)[:1])
+    if is_long:
+        ways["oneDNN"] = partial(layer.by_onednn, epilogue)
+    ways["BLAS"] = partial(itself, last)
+    if is_long:
+        ways["BLAS, transposed"] = partial(_transposed, layer, node, epilogue)
     replace_by_fastest(rewriter, last, epilogue.inputs(x), ways, timings)
 
 
@@ -95,6 +101,14 @@ class Linear:
     bias: fx.Node | None
     before: fx.Node
     origin: tuple[fx.Node, ...]
+
+    def by_library(self, epilogue: Epilogue) -> fx.Node:
+        """Insert the kernel of oneDNN's own library, which does what follows, too."""
+        other = () if epilogue.other is None else (epilogue.other,)
+        return self._insert(
+            operators.linear_add if other else operators.linear, self.x, *other, self.weight,
+            self.bias, *epilogue.unary.spelled,
+        )
 
     def by_onednn(self, epilogue: Epilogue) -> fx.Node:
         """Insert oneDNN's kernel, which does what follows, too."""

@@ -10,11 +10,15 @@ from torch import nn
 
 import fxopt
 from fxopt import dialect
+from fxopt.backends.eager.onednn import library
 from fxopt.backends.eager.program import Program, program_of
 from fxopt.contract import Pass
 from fxopt.graph_module import GraphModule
 from fxopt.text import target_text
 from fxopt.timings import Timings
+
+_found = library()
+LIBRARY = [] if _found is None else [f"oneDNN {_found.version}"]  # the way by oneDNN's own library
 
 
 class Always(Timings):

@@ -13,9 +13,9 @@ from torch import nn
 from fxopt.backends.eager.cpu import choice
 from fxopt.backends.eager.cpu.lower_convolutions import LowerConvolutions
 from fxopt.timings import Timings
-from tests.backends.eager.lowered import Always, check_lowering, graph_of, operators
+from tests.backends.eager.lowered import LIBRARY, Always, check_lowering, graph_of, operators
 
-WAYS = ["oneDNN", "channels last"]
+WAYS = [*LIBRARY, "oneDNN", "channels last"]
 POINTWISE = ["linear, oneDNN", "linear, BLAS", "linear, BLAS, transposed"]
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": F.relu,
@@ -183,9 +183,9 @@ def test_bfloat16(way: str) -> None:
     check_lowering(graph, LowerConvolutions(Always(way)), bound=0.03)
 
 
-def test_what_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_left_alone(monkeypatch: pytest.MonkeyPatch, without_library: None) -> None:
     one = LowerConvolutions(Always("oneDNN"))
-    monkeypatch.undo()
+    monkeypatch.setattr(choice, "_SMALL", 2**17)
     small = nn.Conv2d(4, 4, 1)
     assert one.run(graph_of(small, torch.randn(1, 4, 8, 8)).copy()).rewrites == 0
     large = torch.randn(2, 16, 32, 32, dtype=torch.float64)
