@@ -191,21 +191,22 @@ def coded(count: int) -> torch.Tensor:
     return (place % 251 + 1).to(torch.uint8).expand(count, 3, 32, 32).contiguous()
 
 
-def test_augmented_images_are_crops_of_the_padded_and_half_are_flipped(cifar: ModuleType) -> None:
+def test_shifted_images_are_crops_of_the_padded_and_half_are_flipped(cifar: ModuleType) -> None:
     pixels = coded(200)
     torch.manual_seed(0)
-    found, flipped = cifar.augmented(pixels)
+    shifts = cifar.random_shifts(200)
+    found = cifar.shifted(pixels, shifts)
     padded = nn.functional.pad(pixels[:1], (4, 4, 4, 4))[0]
     crops = {}
     for down in range(9):
         for right in range(9):
             crop = padded[:, down : down + 32, right : right + 32]
-            crops[crop.numpy().tobytes()] = (down, right, False)
-            crops[crop.flip(2).numpy().tobytes()] = (down, right, True)
+            crops[crop.numpy().tobytes()] = [down, right, 0]
+            crops[crop.flip(2).numpy().tobytes()] = [down, right, 1]
     seen = [crops[image.numpy().tobytes()] for image in found]
     assert {place[0] for place in seen} == {place[1] for place in seen} == set(range(9))
     assert 70 < sum(place[2] for place in seen) < 130
-    assert [place[2] for place in seen] == flipped.bool().tolist()
+    assert seen == shifts.tolist()
 
 
 def test_training_batches_are_shuffled_whole_and_follow_the_seed(cifar: ModuleType) -> None:
@@ -224,19 +225,18 @@ def test_training_batches_are_shuffled_whole_and_follow_the_seed(cifar: ModuleTy
     assert x.dtype == torch.float32 and x.min() >= 0 and 0.5 < x.max() <= 1
 
 
-def test_what_a_teacher_says_goes_with_its_image_and_its_flip(cifar: ModuleType) -> None:
+def test_what_a_teacher_says_goes_with_its_image_and_its_view(cifar: ModuleType) -> None:
     images = cifar.Images(coded(20), torch.arange(20))
-    told = torch.stack([torch.arange(20), 100 + torch.arange(20)])[..., None].float()
-
-    def tell(shown: torch.Tensor, chosen: torch.Tensor, flipped: torch.Tensor) -> torch.Tensor:
-        assert shown.dtype is torch.float32 and shown.shape == (10, 3, 32, 32)
-        return told[flipped, chosen]
-
-    flips = 0
-    for _, (labels, said) in images.training_batches(10, tell):
-        flips += int((said[:, 0] >= 100).sum())
-        assert (said[:, 0] % 100).tolist() == labels.tolist()
-    assert 0 < flips < 20
+    shifts = cifar.random_shifts(3, 20)
+    told = torch.arange(60).reshape(3, 20, 1)  # which view of which image it is
+    seen = set()
+    for shown, (labels, said) in images.training_batches(10, cifar.Views(shifts, told)):
+        view, image = said[:, 0] // 20, said[:, 0] % 20
+        assert torch.equal(image, labels)
+        expected = cifar.shifted(images.pixels[image], shifts[view, image])
+        assert torch.equal(shown, expected.float() / 255)
+        seen |= set(view.tolist())
+    assert seen == {0, 1, 2}
 
 
 def test_evaluation_batches_are_all_images_in_order(cifar: ModuleType) -> None:

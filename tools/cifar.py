@@ -19,7 +19,7 @@ import io
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,18 +56,25 @@ class Images:
         """Return all images in order, as batches of `size` and one with the rest."""
         return Batches(self, size)
 
-    def training_batches(self, size: int = 128, told: Told | None = None) -> Batches:
+    def training_batches(self, size: int = 128, views: Views | None = None) -> Batches:
         """Return the images shuffled, shifted by up to 4 pixels and flipped, in whole batches.
 
         Random numbers come from torch's global generator: anew in every pass, the same for the
-        same seed. `told` is what a teacher says of images; targets are then pairs of the labels and
-        of that.
+        same seed. With `views`, each image is shown in one of these, and targets are pairs of the
+        labels and of what the teacher says of just this view.
         """
-        return Batches(self, size, training=True, told=told)
+        return Batches(self, size, training=True, views=views)
 
 
-# logits [size, 10] of float images [size, 3, 32, 32], their numbers, and which are flipped
-Told = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+@dataclass(frozen=True)
+class Views:
+    """Some shifts of each image, and what a teacher says of them.
+
+    Shifts as `random_shifts` makes them, [views, images, 3], and logits [views, images, 10].
+    """
+
+    shifts: torch.Tensor
+    told: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ class Batches:
     images: Images
     size: int
     training: bool = False
-    told: Told | None = None
+    views: Views | None = None
 
     def __len__(self) -> int:
         whole = len(self.images) / self.size
@@ -88,27 +95,38 @@ class Batches:
         order = torch.randperm(count) if self.training else torch.arange(count)
         for chosen in order.split(self.size)[: len(self)]:
             pixels, labels = self.images.pixels[chosen], self.images.labels[chosen]
-            flipped = torch.zeros(len(pixels), dtype=torch.int64)
-            if self.training:
-                pixels, flipped = augmented(pixels)
-            images = pixels.float() / 255
-            if self.told is None:
-                yield images, labels
+            if self.views is not None:
+                which = torch.randint(len(self.views.shifts), (len(chosen),))
+                pixels = shifted(pixels, self.views.shifts[which, chosen])
+                yield floats(pixels), (labels, self.views.told[which, chosen])
+            elif self.training:
+                yield floats(shifted(pixels, random_shifts(len(chosen)))), labels
             else:
-                yield images, (labels, self.told(images, chosen, flipped))
+                yield floats(pixels), labels
 
 
-def augmented(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return images [n, 3, 32, 32] shifted by up to 4 pixels into black, half of them flipped.
+def floats(pixels: torch.Tensor) -> torch.Tensor:
+    """Return bytes as the floats from 0 to 1 that the networks take."""
+    return pixels.float() / 255
 
-    Also return which are flipped, as 0 and 1.
+
+def random_shifts(*shape: int) -> torch.Tensor:
+    """Return how far down and right, 0 to 8, windows lie on padded images, and whether to flip.
+
+    int64 [*shape, 3].
     """
-    count = len(pixels)
+    return torch.cat([torch.randint(9, (*shape, 2)), torch.randint(2, (*shape, 1))], dim=-1)
+
+
+def shifted(pixels: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
+    """Return images [n, 3, 32, 32] shifted by up to 4 pixels into black, and flipped, as told.
+
+    `shifts` is [n, 3], see `random_shifts`.
+    """
+    down, right, flips = shifts.unbind(1)
     windows = F.pad(pixels, (4, 4, 4, 4)).unfold(2, 32, 1).unfold(3, 32, 1)  # [n, 3, 9, 9, 32, 32]
-    down, right = torch.randint(9, (2, count))
-    cropped = windows[torch.arange(count), :, down, right]
-    flipped = torch.rand(count) < 0.5
-    return torch.where(flipped[:, None, None, None], cropped.flip(3), cropped), flipped.long()
+    cropped = windows[torch.arange(len(pixels)), :, down, right]
+    return torch.where(flips.bool()[:, None, None, None], cropped.flip(3), cropped)
 
 
 @functools.cache
