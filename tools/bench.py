@@ -10,9 +10,9 @@ Models are named as in torchvision.models or timm, or `bert12`, or `bert`: two l
 `engines` has its own list of them, keeps what it measured in --json and goes on there, and writes
 docs/engines.md with a plot beside it. `prune` also takes `cifar-resnet56` and `cifar-vgg16`; with
 models it measures their latency alone, without them all that docs/pruning-figures.md shows, and
-writes it: hours of training, of which `--state` keeps what is done. `--prune` is the same as
-`prune`. Times on a shared machine move by a third: compare the ratios, which come from interleaved
-rounds of one run.
+writes it: hours of training, of which `--state` keeps what is done; what is committed there is not
+trained again. `--prune` is the same as `prune`. Times on a shared machine move by a third: compare
+the ratios, which come from interleaved rounds of one run.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from engine_race import measure_engines
 from engines import ENGINES
+from pruning_page import STATE as PRUNED
 from pruning_page import measure_pruning
 from rule_latency import measure_rules
 from subjects import subject
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     engines.add_argument("--seconds", type=float, default=4.0, help="of timing, per engine")
     engines.add_argument("--memory", action="store_true", help="peaks, in a process for each")
     engines.add_argument("--json", type=Path, default=Path("engines.json"), help="goes on there")
-    parser.add_argument("--state", type=Path, default=Path("figures"), help="where `prune` goes on")
+    parser.add_argument("--state", type=Path, default=PRUNED, help="where `prune` goes on")
     given = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(["prune" if one == "--prune" else one for one in given])
     warnings.simplefilter("ignore")

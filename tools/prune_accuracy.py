@@ -41,6 +41,7 @@ from fxopt.cost import macs
 from fxopt.files import atomic_path
 from fxopt.finetuning.distillation import distillation_loss
 from fxopt.passes.remove_residual_blocks import RemoveResidualBlocks
+from fxopt.profiling.machine import processor
 from fxopt.pruning.importance import Taylor
 
 LESS = {"resnet56": 2.13, "vgg16": 4.0}  # how many times fewer MACs
@@ -117,6 +118,7 @@ def run(
         "test_pruned": cifar.accuracy(pruned, test),
         "cpu_minutes_before_training": spent,
         "precision": precision,
+        "processor": processor(),
     }
     print(key, json.dumps(row), flush=True)
     began = time.time()

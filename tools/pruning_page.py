@@ -19,6 +19,7 @@ from fxopt.files import atomic_path
 from fxopt.profiling.machine import measure_machine
 
 PAGE = Path(__file__).parent.parent / "docs" / "pruning-figures.md"
+STATE = PAGE.with_suffix("")  # what trainings found is committed there, their checkpoints are not
 RUNS = (  # network, pruned by, processor minutes: twice those that two cores take
     ("resnet56", "fxopt", 60.0), ("resnet56", "peer", 60.0), ("resnet56", "fxopt", 180.0),
     ("vgg16", "fxopt", 60.0), ("vgg16", "peer", 60.0), ("vgg16", "fxopt", 180.0),

@@ -78,10 +78,10 @@ def _name(device: torch.device, dtype: torch.dtype, threads: int) -> str:
     kind = str(dtype).removeprefix("torch.")
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {kind}"
-    return f"{_processor()}, {threads} thread{'s' if threads != 1 else ''}, {kind}"
+    return f"{processor()}, {threads} thread{'s' if threads != 1 else ''}, {kind}"
 
 
-def _processor() -> str:
+def processor() -> str:
     """Return the processor's name as the system gives it."""
     facts = Path("/proc/cpuinfo")
     if facts.is_file():
