@@ -1,7 +1,9 @@
 """The backend that measures the others on the model's own example inputs, and takes the fastest.
 
-    1. lower the graph with every backend that is installed
-    2. leave out those whose results are not the graph's, within verification's bound
+    1. lower the graph with every backend that is installed, as it is and in each lower precision
+       that the user allows
+    2. leave out those whose results are not the graph's, within verification's bound, or, in a
+       lower precision, within the user's
     3. time the rest in turns, and remember the winner for this graph on this machine
 
 What comes out is the winner's executable, and `CompiledModel.backend` is the winner.
@@ -27,6 +29,9 @@ from fxopt.compiled import CompiledModel
 from fxopt.contract import Pass
 from fxopt.errors import ArtefactError, LoweringError, OptionError, check_option, is_count
 from fxopt.graph_module import GraphModule
+from fxopt.passes.lower_precision import DTYPES as LOWER
+from fxopt.passes.lower_precision import LowerPrecision
+from fxopt.pipeline import run_pass
 from fxopt.registry import resolve_backend
 from fxopt.text import graph_text
 from fxopt.timings import Timings
@@ -45,6 +50,8 @@ class Auto:
 
     backends: tuple[str | Backend, ...] = _USUAL  # those that are installed take part
     threads: int | None = None  # for all of them that leave theirs open
+    precisions: tuple[str, ...] = ()  # "bf16", "fp16": what else it may compute in
+    max_error: float = 0.02  # of these: max |Δ| / max |reference| on the example inputs
     seconds: float = 10.0  # for the race
     remember: bool = True  # ask the same question only once on this machine
 
@@ -62,6 +69,11 @@ class Auto:
             self.threads is None or is_count(self.threads), "threads", self.threads,
             "a whole number above 0, or None to leave it to each backend",
         )  # fmt: skip
+        _require(
+            isinstance(self.precisions, (list, tuple)) and set(self.precisions) <= set(LOWER),
+            "precisions", self.precisions, f"a list of some of {', '.join(map(repr, LOWER))}",
+        )  # fmt: skip
+        _require(_is_positive(self.max_error), "max_error", self.max_error, "a number above 0")
         _require(type(self.remember) is bool, "remember", self.remember, "True or False")
         _require(_is_positive(self.seconds), "seconds", self.seconds, "a number above 0")
 
@@ -72,13 +84,14 @@ class Auto:
     def lower(self, graph: GraphModule) -> Executable:
         """Return the fastest executable; its `lowered_by` is the backend that made it.
 
-        Raises LoweringError where no backend can do it, with the reason of each.
+        In a lower precision its `lowered_from` is the graph in that. Raises LoweringError where no
+        backend can do it, with the reason of each.
         """
         contest = _Contest(graph, [], self)
         for backend in self._candidates():
             missing = backend.missing()
             if missing is None:
-                contest.backends.append(backend)
+                contest.ways += [_Way(backend, one) for one in (None, *self.precisions)]
             elif backend.name not in _USUAL:  # those are taken where there are any
                 contest.failures.append((backend.name, missing))
         return contest.winner()
@@ -114,22 +127,37 @@ class Auto:
 
 
 @dataclass(frozen=True)
-class _Entrant:
-    """A backend whose results are right, and how long its calls took."""
+class _Way:
+    """A backend, and what it is to compute in: None for the graph as it is."""
 
     backend: Backend
+    precision: str | None
+
+    @property
+    def name(self) -> str:
+        """The backend's name, with the precision if that is another one."""
+        words = [self.backend.name] + ([f"in {self.precision}"] if self.precision else [])
+        return " ".join(words)
+
+
+@dataclass(frozen=True)
+class _Entrant:
+    """A way whose results are right, and how long its calls took."""
+
+    way: _Way
     executable: Executable
     latency: Latency
 
 
 @dataclass
 class _Contest:
-    """One graph, the backends that take part, and what is known of each."""
+    """One graph, the ways that take part, and what is known of each."""
 
     graph: GraphModule
-    backends: list[Backend]
+    ways: list[_Way]
     options: Auto
-    failures: list[tuple[str, str]] = field(default_factory=list)  # backends' names, and why
+    failures: list[tuple[str, str]] = field(default_factory=list)  # ways' names, and why
+    _lowered_to: dict[str, GraphModule] = field(default_factory=dict)  # by precision
 
     def winner(self) -> Executable:
         """Return the executable of the fastest, or of the one that is known to be."""
@@ -137,58 +165,84 @@ class _Contest:
         question = self._question()
         known = timings.known(question) if self.options.remember else None
         if known is not None:
-            for backend in self.backends:
-                executable = self._lowered(backend) if repr(backend) == known else None
+            for way in self.ways:
+                executable = self._lowered(way) if repr(way) == known else None
                 if executable is not None:
-                    note = f"auto: {backend.name} was the fastest when this was last measured."
-                    return _signed(executable, backend, [note])
-        right = [(b, e) for b in self.backends if (e := self._lowered(b)) is not None]
+                    note = f"auto: {way.name} was the fastest when this was last measured."
+                    return self._signed(executable, way, [note])
+        right = [(way, e) for way in self.ways if (e := self._lowered(way)) is not None]
         entrants = self._race(right)
         if not entrants:
             reasons = "".join(f"\n  {name}: {why}" for name, why in self.failures)
             raise LoweringError(f"No backend can run this model:{reasons}")
         best = min(entrants, key=lambda one: one.latency.median)
         if self.options.remember:
-            timings.remember(question, repr(best.backend))
+            timings.remember(question, repr(best.way))
         executable = best.executable
         if self.graph.info.mutated:  # the race has changed its state
-            executable = _lower(self.graph, best.backend)
+            executable = self._lower(best.way)
         notes = self._notes(entrants, best)
         if timings.note is not None:
             notes.append(f"auto: {timings.note}.")
-        return _signed(executable, best.backend, notes)
+        return self._signed(executable, best.way, notes)
 
-    def _lowered(self, backend: Backend) -> Executable | None:
-        """Return a backend's executable where it computes what the graph does, else None."""
+    def _lowered(self, way: _Way) -> Executable | None:
+        """Return a way's executable where it computes what the graph does, else None."""
         try:
-            executable = _lower(self.graph, backend)
+            executable = self._lower(way)
             verdict = compare(
-                backend.name, _pure(self.graph, backend, executable), runner(self.graph),
-                self.graph, [self.graph.info.example_inputs], None,
+                way.name, self._pure(way, executable), runner(self.graph), self.graph,
+                [self.graph.info.example_inputs], self.options.max_error if way.precision else None,
             )  # fmt: skip
         except Exception as error:  # whatever an engine raises
-            self.failures.append((backend.name, reason_of(error)))
+            self.failures.append((way.name, reason_of(error)))
             return None
         if not verdict.passed:
             wrong = f"it is wrong by {verdict.error:.3g}, and the bound is {verdict.bound:.3g}"
-            self.failures.append((backend.name, wrong))
+            self.failures.append((way.name, wrong))
             return None
         return executable
 
-    def _race(self, right: list[tuple[Backend, Executable]]) -> list[_Entrant]:
+    def _lower(self, way: _Way) -> Executable:
+        """Lower a copy of the graph, in the way's precision, after the backend's own passes."""
+        graph = self.graph
+        if way.precision is not None:
+            graph = self._in_precision(way.precision)
+        return CompiledModel.lower(graph, way.backend).executable
+
+    def _in_precision(self, precision: str) -> GraphModule:
+        """Return the graph in a lower precision, where that stays within the bound."""
+        if precision not in self._lowered_to:
+            graph = self.graph.copy()
+            lower = LowerPrecision(precision, max_error=self.options.max_error)
+            if not run_pass(lower, graph).rewrites:
+                raise LoweringError(f"it has nothing to compute in {precision}")
+            self._lowered_to[precision] = graph
+        return self._lowered_to[precision]
+
+    def _pure(self, way: _Way, executable: Executable) -> Callable[..., Any]:
+        """Return what runs flat inputs and leaves the executable's state alone."""
+
+        def run(flat: Any) -> Any:
+            one = self._lower(way) if self.graph.info.mutated else executable
+            return one.run(*flat)
+
+        return run
+
+    def _race(self, right: list[tuple[_Way, Executable]]) -> list[_Entrant]:
         """Time those that are right by turns; return those that ran."""
-        names = [f"{index} {backend.name}" for index, (backend, _) in enumerate(right)]
+        names = [f"{index} {way.name}" for index, (way, _) in enumerate(right)]
         calls: dict[str, Callable[[], object]] = {
             name: partial(executable.run, *self._inputs())  # its own: a model may write to them
             for name, (_, executable) in zip(names, right, strict=True)
         }
         outcome = race(calls, seconds=self.options.seconds, least=3)
         entrants = []
-        for name, (backend, executable) in zip(names, right, strict=True):
+        for name, (way, executable) in zip(names, right, strict=True):
             if name in outcome.latencies:
-                entrants.append(_Entrant(backend, executable, outcome.latencies[name]))
+                entrants.append(_Entrant(way, executable, outcome.latencies[name]))
             else:
-                self.failures.append((backend.name, outcome.failures[name]))
+                self.failures.append((way.name, outcome.failures[name]))
         return entrants
 
     def _inputs(self) -> list[Any]:
@@ -199,10 +253,18 @@ class _Contest:
     def _notes(self, entrants: list[_Entrant], best: _Entrant) -> list[str]:
         """Return what the report says: every latency, and why others have none."""
         order = sorted(entrants, key=lambda one: one.latency.median)
-        times = ", ".join(f"{one.backend.name} {one.latency.median:.2f} ms" for one in order)
-        return [f"auto: {best.backend.name} is the fastest: {times}."] + [
+        times = ", ".join(f"{one.way.name} {one.latency.median:.2f} ms" for one in order)
+        return [f"auto: {best.way.name} is the fastest: {times}."] + [
             f"auto: {name} took no part: {why.rstrip('.')}." for name, why in self.failures
         ]
+
+    def _signed(self, executable: Executable, way: _Way, notes: list[str]) -> Executable:
+        """Return the executable, knowing who made it of what, and how it was chosen."""
+        executable.notes = (*notes, *executable.notes)
+        executable.lowered_by = way.backend  # type: ignore[attr-defined]
+        if way.precision is not None:
+            executable.lowered_from = self._lowered_to[way.precision]  # type: ignore[attr-defined]
+        return executable
 
     def _question(self) -> str:
         """Return what the answer depends on, the graph by its text: its weights do not matter."""
@@ -211,8 +273,8 @@ class _Contest:
             for value in self.graph.info.example_inputs
         ]
         text = hashlib.sha256(graph_text(self.graph).encode()).hexdigest()
-        engines = [(one.name, _version(one.name)) for one in self.backends]
-        return f"auto {self.backends!r} {engines} {shapes} {text}"
+        engines = [_version(way.backend.name) for way in self.ways]
+        return f"auto {self.ways!r} {self.options.max_error} {engines} {shapes} {text}"
 
 
 def _is_positive(value: Any) -> bool:
@@ -229,25 +291,3 @@ def _version(name: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return ""
-
-
-def _lower(graph: GraphModule, backend: Backend) -> Executable:
-    """Lower a copy of a graph, after the backend's own passes."""
-    return CompiledModel.lower(graph, backend).executable
-
-
-def _pure(graph: GraphModule, backend: Backend, executable: Executable) -> Callable[..., Any]:
-    """Return what runs flat inputs and leaves the executable's state alone."""
-
-    def run(flat: Any) -> Any:
-        one = _lower(graph, backend) if graph.info.mutated else executable
-        return one.run(*flat)
-
-    return run
-
-
-def _signed(executable: Executable, backend: Backend, notes: list[str]) -> Executable:
-    """Return the executable, knowing who made it and how it was chosen."""
-    executable.notes = (*notes, *executable.notes)
-    executable.lowered_by = backend  # type: ignore[attr-defined]
-    return executable

@@ -16,7 +16,8 @@ class Executable(Protocol):
     """A lowered graph. It owns its constants: nobody else's writes reach them.
 
     `state` says of one whose graph is not at hand what calls change: empty where nothing does.
-    A backend that leaves the work to another one sets `lowered_by` of the executable to that.
+    A backend that leaves the work to another one sets `lowered_by` of the executable to that, and
+    `lowered_from` to the graph where that computes something else, within a bound of the user's.
     """
 
     notes: tuple[str, ...]  # what the report should say about this lowering, a sentence each

@@ -14,11 +14,11 @@ from fxopt.capture import bind_inputs, capture
 from fxopt.compiled import CompiledModel, DeferredModel
 from fxopt.contract import Effect, Pass
 from fxopt.dialect import retarget
-from fxopt.errors import OptionError
+from fxopt.errors import OptionError, check_choice
 from fxopt.graph_module import GraphModule
 from fxopt.inputs import infer_inputs
 from fxopt.oracle import Oracle
-from fxopt.pipeline import ON_ERROR, VERIFY, check_choice, run_passes
+from fxopt.pipeline import ON_ERROR, VERIFY, run_passes
 from fxopt.registry import check_available, resolve_backend, resolve_pass
 from fxopt.report import Recipe
 from fxopt.submodules import compile_submodules
@@ -26,12 +26,8 @@ from fxopt.verify import Run, flat_inputs, model_runner, runner
 
 log = logging.getLogger("fxopt")
 Verify = str | Callable[[Any], Any]
-DTYPES = {
-    "fp32": torch.float32,
-    "fp16": torch.float16,
-    "bf16": torch.bfloat16,
-    "fp64": torch.float64,
-}
+PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
+THROUGHOUT = {"fp32": torch.float32, "fp64": torch.float64}  # inputs and outputs, too
 
 
 def compile(
@@ -62,7 +58,9 @@ def compile(
     `verify`: "final", "each", "off", or a function that returns False to refuse; it gets the
     optimized graph, then the compiled model, both called like the model. `tolerance`: the bound on
     max |Δ| / max |reference|. `on_error`: "raise", or "skip" to go on without a failing pass.
-    `precision`: "fp32", "bf16", "fp16" or "fp64" computes in that dtype throughout.
+    `precision`: "bf16" and "fp16" compute in that dtype where it is safe, after all other passes;
+    what goes in and out stays as it is (see `fxopt.passes.LowerPrecision`). "fp32" and "fp64"
+    compute in that dtype throughout, from inputs of that dtype.
 
     Raises CaptureError, VerifyError, LoweringError, BackendUnavailable and OptionError.
     """
@@ -149,7 +147,7 @@ def resolve_passes(passes: Sequence[str | Pass]) -> list[Pass]:
 class Settings:
     """How to optimize: what `compile` and `optimize` were told, checked."""
 
-    passes: tuple[Pass, ...]
+    asked_for: tuple[Pass, ...]
     dynamic_shapes: Any
     precision: str | None
     verify: Verify
@@ -157,6 +155,16 @@ class Settings:
     tolerance: float | None
     on_error: str
     progress: Callable[[str], None]
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        """The passes to run: those that were asked for, and the one that lowers the precision."""
+        from fxopt.passes.lower_precision import DTYPES as LOWER
+        from fxopt.passes.lower_precision import LowerPrecision
+
+        if self.precision not in LOWER:
+            return self.asked_for
+        return (*self.asked_for, LowerPrecision(self.precision))
 
     @classmethod
     def of(
@@ -184,7 +192,7 @@ class Settings:
             raise OptionError(f"verify must be one of {VERIFY}, or a function, not {verify!r}.")
         check_choice("on_error", on_error, ON_ERROR)
         if precision is not None:
-            check_choice("precision", precision, DTYPES)
+            check_choice("precision", precision, PRECISIONS)
         chosen = default_passes() if passes is None else resolve_passes(passes)
         return cls(
             tuple(chosen), dynamic_shapes, precision, verify, verify_inputs, tolerance, on_error,
@@ -199,8 +207,12 @@ def _compile(
     settings.progress(f"lower to {backend.name}")
     compiled = CompiledModel.lower(graph, backend)
     if oracle.mode != "off":
-        if any(one.effect is Effect.LOSSY for one in settings.passes):
-            oracle = oracle.since(graph)  # lowering must compute what the lossy passes made
+        lowered_from = compiled.graph
+        assert lowered_from is not None
+        lossy = any(one.effect is Effect.LOSSY for one in settings.passes)
+        if lossy or lowered_from is not graph:
+            # lowering must compute what the lossy passes, or a backend with leave to, made
+            oracle = oracle.since(lowered_from)
         settings.progress(f"verify {backend.name}")
         compiled.verify(oracle)
     return compiled
@@ -215,7 +227,7 @@ def _optimize(
         graph, settings.passes, oracle, on_error=settings.on_error, progress=settings.progress
     )
     story.recipe = Recipe.of(
-        passes=settings.passes,
+        passes=settings.asked_for,
         precision=settings.precision,
         verify=settings.verify,
         tolerance=settings.tolerance,
@@ -232,8 +244,8 @@ def prepare(
     settings.progress("capture")
     inputs = bind_inputs(model, example_inputs) if _is_user_model(model) else example_inputs
     graph = capture(model, inputs, dynamic_shapes=settings.dynamic_shapes)
-    if settings.precision is not None:
-        graph = retarget(graph, dtype=DTYPES[settings.precision])
+    if settings.precision in THROUGHOUT:
+        graph = retarget(graph, dtype=THROUGHOUT[settings.precision])
     original = graph.copy()
     verify = settings.verify
     return graph, Oracle(
@@ -248,7 +260,7 @@ def prepare(
 
 def _reference(model: Any, inputs: Any, original: GraphModule, settings: Settings) -> Run:
     """Return what results are compared with: the user's own model, where it can be run."""
-    if _is_user_model(model) and settings.precision is None:
+    if _is_user_model(model) and settings.precision not in THROUGHOUT:
         return model_runner(model, original, inputs)
     return runner(original)
 

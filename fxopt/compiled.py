@@ -67,11 +67,13 @@ class CompiledModel:
         private = graph.copy()
         legalize(private, backend.legalize)
         executable = backend.lower(private)
-        backend = getattr(executable, "lowered_by", backend)  # one that chooses another tells it
+        # a backend that chooses another, or a graph in another precision, tells it
+        backend = getattr(executable, "lowered_by", backend)
+        chosen: GraphModule = getattr(executable, "lowered_from", graph)
         signature = graph.info.signature
         assert signature is not None
         seconds = time.perf_counter() - started
-        return cls(executable, signature, backend, graph, graph.info.story, seconds)
+        return cls(executable, signature, backend, chosen, graph.info.story, seconds)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model; raise ShapeError where the inputs are not what was captured."""

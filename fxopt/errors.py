@@ -59,6 +59,12 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> OptionError:
     return OptionError(f"Unknown {kind} '{name}'.{hint} Known: {', '.join(names) or 'none'}.")
 
 
+def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
+    """Raise OptionError where an option is none of the allowed words."""
+    if value not in allowed:
+        raise OptionError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}.")
+
+
 def check_option(owner: str, good: bool, option: str, value: Any, allowed: str) -> None:
     """Raise OptionError, which says what may be given, unless an option's value is `good`."""
     if not good:

@@ -10,7 +10,7 @@ from typing import Any
 
 from fxopt import dialect
 from fxopt.contract import Effect, Pass, PassResult
-from fxopt.errors import FxoptError, OptionError, PreconditionError, VerifyError
+from fxopt.errors import FxoptError, PreconditionError, VerifyError
 from fxopt.graph_module import GraphModule
 from fxopt.oracle import Oracle
 from fxopt.registry import options_of
@@ -170,12 +170,6 @@ def _find_guilty(start: GraphModule, passes: Sequence[Pass], oracle: Oracle) -> 
     from fxopt.bisection import find_guilty  # which runs passes through this module
 
     return find_guilty(start, passes, oracle)
-
-
-def check_choice(name: str, value: Any, allowed: Iterable[str]) -> None:
-    """Raise OptionError where an option is none of the allowed words."""
-    if value not in allowed:
-        raise OptionError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}.")
 
 
 def legalize(graph: GraphModule, passes: Iterable[Pass]) -> None:

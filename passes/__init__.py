@@ -12,6 +12,7 @@ from fxopt.passes.fuse_attention import FuseAttention
 from fxopt.passes.fuse_conv_bn import FuseConvBn
 from fxopt.passes.fuse_norms import FuseNorms
 from fxopt.passes.fuse_pixel_shuffle import FusePixelShuffle
+from fxopt.passes.lower_precision import LowerPrecision
 from fxopt.passes.merge_conv_branches import MergeConvBranches
 from fxopt.passes.merge_duplicates import MergeDuplicates
 from fxopt.passes.merge_moves import MergeMoves
@@ -73,6 +74,7 @@ __all__ = [
     "FuseConvBn",
     "FuseNorms",
     "FusePixelShuffle",
+    "LowerPrecision",
     "MergeConvBranches",
     "MergeDuplicates",
     "MergeMoves",

@@ -237,6 +237,8 @@ def test_what_a_teacher_says_goes_with_its_image_and_its_view(cifar: ModuleType)
         assert torch.equal(shown, expected.float() / 255)
         seen |= set(view.tolist())
     assert seen == {0, 1, 2}
+    for _, (labels, said) in images.training_batches(10, told=told[2]):
+        assert torch.equal(said[:, 0], 40 + labels)
 
 
 def test_evaluation_batches_are_all_images_in_order(cifar: ModuleType) -> None:

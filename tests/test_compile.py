@@ -128,17 +128,28 @@ def test_update_replays_what_the_passes_computed() -> None:
     assert torch.equal(compiled(x), before)
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp64"])
-def test_precision_converts_the_whole_graph(precision: str) -> None:
-    dtypes = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}
-    model, dtype = noisy(ConvBnRelu()).eval(), dtypes[precision]
+def test_a_wider_precision_converts_the_whole_graph() -> None:
+    model = noisy(ConvBnRelu()).eval()
     x = torch.randn(1, 3, 8, 8)
-    compiled = fxopt.compile(model, x, precision=precision)
-    out = compiled(x.to(dtype))
-    assert out.dtype == dtype
-    assert relative_error(out.float(), model(x)) < 2e-2
+    compiled = fxopt.compile(model, x, precision="fp64")
+    out = compiled(x.double())
+    assert out.dtype == torch.float64
+    assert relative_error(out.float(), model(x)) < 1e-5
     with pytest.raises(fxopt.ShapeError, match="has dtype torch.float32"):
         compiled(x)
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("fp16", 2e-3), ("bf16", 2e-2)])
+def test_a_lower_precision_keeps_inputs_and_outputs(precision: str, bound: float) -> None:
+    model = noisy(ConvBnRelu()).eval()
+    x = torch.randn(1, 3, 8, 8)
+    compiled = fxopt.compile(model, x, precision=precision)
+    out = compiled(x)
+    assert out.dtype == torch.float32
+    assert 1e-6 < relative_error(out, model(x)) < bound
+    assert compiled.report.recipe.settings["precision"] == precision
+    assert "lower-precision" not in compiled.report.recipe.settings["passes"]
+    assert f"compute in {precision}" in str(compiled.report)
 
 
 def test_submodules_compile_the_parts_that_can_be_captured() -> None:

@@ -56,14 +56,17 @@ class Images:
         """Return all images in order, as batches of `size` and one with the rest."""
         return Batches(self, size)
 
-    def training_batches(self, size: int = 128, views: Views | None = None) -> Batches:
+    def training_batches(
+        self, size: int = 128, views: Views | None = None, told: torch.Tensor | None = None
+    ) -> Batches:
         """Return the images shuffled, shifted by up to 4 pixels and flipped, in whole batches.
 
         Random numbers come from torch's global generator: anew in every pass, the same for the
         same seed. With `views`, each image is shown in one of these, and targets are pairs of the
-        labels and of what the teacher says of just this view.
+        labels and of what the teacher says of just this view. `told`, logits [images, 10], is what
+        he says of each image in any view.
         """
-        return Batches(self, size, training=True, views=views)
+        return Batches(self, size, training=True, views=views, told=told)
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class Batches:
     size: int
     training: bool = False
     views: Views | None = None
+    told: torch.Tensor | None = None
 
     def __len__(self) -> int:
         whole = len(self.images) / self.size
@@ -100,7 +104,8 @@ class Batches:
                 pixels = shifted(pixels, self.views.shifts[which, chosen])
                 yield floats(pixels), (labels, self.views.told[which, chosen])
             elif self.training:
-                yield floats(shifted(pixels, random_shifts(len(chosen)))), labels
+                images = floats(shifted(pixels, random_shifts(len(chosen))))
+                yield images, labels if self.told is None else (labels, self.told[chosen])
             else:
                 yield floats(pixels), labels
 

@@ -24,10 +24,10 @@ import numpy as np
 import torch
 
 import fxopt
-from fxopt.compile import DTYPES
 
 Call = Callable[[], Any]
 ENGINES: dict[str, Callable[[Task], Call]] = {}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -164,8 +164,7 @@ def _ours(backend: str) -> Callable[[Task], Call]:
         compiled = fxopt.compile(
             task.model, task.x, backend=backend, precision=precision, verify="off", **options
         )
-        _, x = task.typed()
-        return lambda: compiled(x)
+        return lambda: compiled(task.x)
 
     return build
 

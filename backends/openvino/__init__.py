@@ -37,13 +37,14 @@ class OpenVino:
 
     `threads` and `streams`: of the CPU; None leaves them to OpenVINO, which takes every core.
     `performance`: "latency" answers one call as fast as it can, "throughput" many at once.
-    `inference_precision`: what it computes in; float32, even where the processor has bfloat16,
-    unless "bf16" or "f16" is asked for. `device`: "CPU", "GPU", "NPU", "AUTO", "HETERO:GPU,CPU".
+    `inference_precision`: what it computes in, "f32", "bf16" or "f16"; None: what the graph's
+    layers compute in, so float32 even where the processor has bfloat16.
+    `device`: "CPU", "GPU", "NPU", "AUTO", "HETERO:GPU,CPU".
     `properties`: further properties of OpenVINO by name, as in {"ENABLE_CPU_PINNING": False}.
     """
 
     threads: int | None = None
-    inference_precision: str = "f32"
+    inference_precision: str | None = None
     performance: str = "latency"
     streams: int | None = None
     device: str = "CPU"
@@ -61,7 +62,8 @@ class OpenVino:
                 value,
                 "a positive integer, or None to let OpenVINO choose",
             )
-        _require_one_of(PRECISIONS, "inference_precision", self.inference_precision)
+        if self.inference_precision is not None:
+            _require_one_of(PRECISIONS, "inference_precision", self.inference_precision)
         _require_one_of(PERFORMANCE, "performance", self.performance)
         _require(
             isinstance(self.device, str) and bool(self.device.strip()),

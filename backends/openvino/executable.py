@@ -6,6 +6,7 @@ import functools
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
 
 _VIRTUAL = ("AUTO", "HETERO", "MULTI", "BATCH")  # devices that are made of others
 
-_MULTIPLYING = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")
+_MULTIPLYING = ("Convolution", "Deconvolution", "FullyConnected", "MatMul")  # when compiled
+_LAYERS = {  # before
+    "Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData",
+    "MatMul",
+}  # fmt: skip
 
 
 @functools.cache
@@ -51,8 +56,9 @@ class OpenVinoExecutable:
         self.largest_integer = largest_integer
         self.options = options
         self.lowering = lowering
-        self.compiled = compile_model(model, options)
-        self.notes = (*lowering, _setting(self.compiled, options))
+        settled = _settled(options, model)
+        self.compiled = compile_model(model, settled)
+        self.notes = (*lowering, _setting(self.compiled, settled))
         self._used = [self._place(port) for port in self.compiled.inputs]
         self._outputs = range(len(self.compiled.outputs))
         self._idle: list[Any] = []  # requests that nobody uses now; append and pop are atomic
@@ -127,6 +133,19 @@ def compile_model(model: Any, options: OpenVino) -> Any:
             f"OpenVINO cannot compile this model for the device '{options.device}' with "
             f"{properties}: {reason(error)} Use another device, or backend='eager'."
         ) from error
+
+
+def _settled(options: OpenVino, model: Any) -> OpenVino:
+    """Return the options with the precision that the model's layers compute in, if left open."""
+    if options.inference_precision is not None:
+        return options
+    found = {
+        op.get_output_element_type(0).get_type_name()
+        for op in model.get_ops()
+        if op.get_type_name() in _LAYERS
+    }
+    half = next((one for one in ("bf16", "f16") if one in found), "f32")
+    return replace(options, inference_precision=half)
 
 
 def _properties(options: OpenVino) -> dict[str, Any]:

@@ -18,12 +18,12 @@ from fxopt.cli.options import (
     json_option,
     model_argument,
     passes_option,
+    precision_option,
     quiet_option,
     trust_option,
 )
 from fxopt.cli.screen import Screen
 from fxopt.cli.values import InputSpec, dynamic_shapes
-from fxopt.compile import DTYPES
 from fxopt.imports import load_object
 
 
@@ -44,7 +44,7 @@ from fxopt.imports import load_object
     "--tolerance", type=click.FloatRange(min=0.0),
     help="The bound on max |Δ| / max |reference| (default: what the dtype and the model warrant).",
 )  # fmt: skip
-@click.option("--precision", metavar="|".join(DTYPES), help="Compute in this dtype throughout.")
+@precision_option
 @click.option(
     "--script", type=click.Path(path_type=Path), metavar="FILE.py",
     help="Write a stand-alone script that fails as long as the error is there.",

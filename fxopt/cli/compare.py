@@ -27,7 +27,7 @@ from fxopt.comparison import compare
 from fxopt.comparison.candidate import with_threads
 from fxopt.comparison.lineup import numbered
 from fxopt.comparison.table import rich_parts
-from fxopt.compile import DTYPES
+from fxopt.compile import PRECISIONS
 from fxopt.compiled import CompiledModel, load
 from fxopt.inputs import Inputs
 from fxopt.plotting import plot_format
@@ -41,8 +41,8 @@ from fxopt.registry import backends_by_suffix, resolve_backend
     help="A backend to compile for (default: all that are installed, for a single model).",
 )  # fmt: skip
 @click.option(
-    "--precision", multiple=True, metavar="|".join(DTYPES),
-    help="A dtype to compile for, beside or instead of fp32 (default: the model's own).",
+    "--precision", multiple=True, metavar="|".join(PRECISIONS),
+    help="What to compute in, beside or instead of fp32 (default: the model's own).",
 )  # fmt: skip
 @passes_option
 @input_option

@@ -19,6 +19,7 @@ from fxopt.cli.options import (
     json_option,
     model_argument,
     passes_option,
+    precision_option,
     quiet_option,
     stats_option,
     trust_option,
@@ -31,7 +32,7 @@ from fxopt.cli.values import (
     OptionType,
     dynamic_shapes,
 )
-from fxopt.compile import DTYPES, compile
+from fxopt.compile import compile
 from fxopt.compiled import CompiledModel
 from fxopt.pipeline import ON_ERROR, VERIFY
 from fxopt.registry import backends_by_suffix, resolve_backend
@@ -44,7 +45,7 @@ from fxopt.registry import backends_by_suffix, resolve_backend
 @input_option
 @dynamic_option
 @passes_option
-@click.option("--precision", metavar="|".join(DTYPES), help="Compute in this dtype throughout.")
+@precision_option
 @click.option(
     "--verify", default="final", show_default=True, metavar="final|each|off|FILE.py:FUNCTION",
     help="Compare with the original: at the end, after each pass, or not; or let a function judge "

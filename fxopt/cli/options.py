@@ -9,7 +9,7 @@ import click
 from torch.export import ExportedProgram
 
 from fxopt.cli.values import InputSpec, InputType, PassesType, draw_inputs
-from fxopt.compile import resolve_passes
+from fxopt.compile import PRECISIONS, resolve_passes
 from fxopt.errors import ArtefactError
 from fxopt.graph_module import GraphModule
 from fxopt.inputs import Inputs, infer_inputs
@@ -31,6 +31,10 @@ passes_option = click.option(
     "--passes", type=PassesType(),
     help="The passes to run, instead of the default list: a,b(option=1), mine.py:my_rule. The word "
     "default stands for the default list, none for an empty one.",
+)  # fmt: skip
+precision_option = click.option(
+    "--precision", metavar="|".join(PRECISIONS),
+    help="What to compute in: bf16 and fp16 where that is safe, fp32 and fp64 throughout.",
 )  # fmt: skip
 stats_option = click.option(
     "--stats", is_flag=True,

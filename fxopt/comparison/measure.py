@@ -33,12 +33,11 @@ from fxopt.comparison.race import race
 from fxopt.comparison.result import Comparison, Row
 from fxopt.comparison.throughput import threads_text, throughputs
 from fxopt.comparison.untouched import untouched
-from fxopt.compile import DTYPES, Settings
+from fxopt.compile import PRECISIONS, Settings
 from fxopt.contract import Pass
 from fxopt.devices import waiter
-from fxopt.errors import FxoptError, OptionError
+from fxopt.errors import FxoptError, OptionError, check_choice
 from fxopt.inputs import Inputs
-from fxopt.pipeline import check_choice
 
 
 def compare(
@@ -229,7 +228,7 @@ def _precisions(precision: Any) -> tuple[str | None, ...]:
     given = as_list("precision", precision)
     for one in given:
         if one is not None:
-            check_choice("precision", one, DTYPES)
+            check_choice("precision", one, PRECISIONS)
     if not given:
         raise OptionError("precision= is empty; [None] is the model's own.")
     return tuple(given)

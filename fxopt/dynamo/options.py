@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fxopt.compile import Settings
-from fxopt.errors import OptionError
-from fxopt.pipeline import check_choice
+from fxopt.errors import OptionError, check_choice
 from fxopt.registry import check_available, resolve_backend
 
 _COMPILE = ("backend", "passes", "verify", "tolerance", "on_error")

@@ -145,6 +145,9 @@ def test_nobody_can() -> None:
         ({"seconds": 0}, "seconds=0 is not possible; give a number above 0"),
         ({"seconds": "10"}, "give a number above 0"),
         ({"remember": "no"}, "give True or False"),
+        ({"precisions": ["int3"]}, "give a list of some of 'bf16', 'fp16'"),
+        ({"precisions": "bf16"}, "give a list of some of 'bf16', 'fp16'"),
+        ({"max_error": -0.1}, "give a number above 0"),
     ],
 )
 def test_bad_options(options: Any, words: str) -> None:
@@ -239,3 +242,42 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     assert done.exit_code == 0 and fxopt.load(tmp_path / "model.fxopt").backend.name == "eager"
     done = run("-o", str(tmp_path / "model.ts"))
     assert done.exit_code != 0 and "writes '.ts' files" in done.output
+
+
+def test_a_lower_precision_takes_part_where_the_user_allows_it(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
+    x = torch.randn(3, 64)
+    slow = Tortoise("slow", delay=0.01)
+
+    @dataclass(frozen=True)
+    class OnlyLow(Tortoise):
+        """Refuses float32, so that bfloat16 wins on every machine."""
+
+        def lower(self, graph: GraphModule) -> EagerExecutable:
+            if not any(t.dtype == torch.bfloat16 for t in graph.constants().values()):
+                raise LoweringError("this is float32")
+            return EagerExecutable(graph)
+
+    for remembered in (False, True):
+        compiled = fxopt.compile(
+            model, x, backend="auto", backends=[slow, OnlyLow("low")], precisions=["bf16"],
+            seconds=0.1,
+        )  # fmt: skip
+        assert isinstance(compiled.backend, OnlyLow)
+        notes = " ".join(compiled.executable.notes)
+        assert "auto: tortoise in bf16 " in notes
+        assert ("when this was last measured" in notes) == remembered
+    error = (compiled(x) - model(x)).abs().max() / model(x).abs().max()
+    assert 0 < error < 0.02 and compiled(x).dtype == torch.float32
+    other = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
+    compiled.update(other.state_dict())  # its graph is the one in bfloat16
+    assert 0 < (compiled(x) - other(x)).abs().max() < 0.05
+
+    exact = fxopt.compile(
+        model, x, backend="auto", backends=[slow, OnlyLow("low")], precisions=["bf16"],
+        max_error=1e-6, seconds=0.1,
+    )  # fmt: skip
+    assert exact.backend == slow
+    assert "max_error is 1e-06" in " ".join(exact.executable.notes)
+    default = fxopt.compile(model, x, backend="auto", backends=["eager"], seconds=0.1)
+    torch.testing.assert_close(default(x), model(x))

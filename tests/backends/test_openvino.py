@@ -425,7 +425,6 @@ def test_an_operator_that_openvino_does_not_know_is_named() -> None:
         ({"threads": 2**40}, "positive integer"),
         ({"streams": -1}, "streams=-1"),
         ({"inference_precision": "int8"}, "'f32', 'bf16', 'f16'"),
-        ({"inference_precision": None}, "inference_precision=None"),
         ({"performance": "LATENCY"}, "'latency', 'throughput'"),
         ({"device": ""}, "device=''"),
         ({"device": 3}, "device=3"),
@@ -470,6 +469,21 @@ def test_a_precision_that_was_asked_for_is_used_or_said_to_be_missing(precision:
     hint = one.executable.compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     assert f"computes in {hint} " in note
     assert (f"which has no {precision}" in note) == (hint != precision)
+
+
+@needs_openvino
+@pytest.mark.parametrize(("precision", "hint"), [("bf16", "bf16"), ("fp16", "f16")])
+def test_it_computes_in_the_precision_of_the_graph(
+    precision: str, hint: str, tmp_path: Path
+) -> None:
+    x = torch.randn(2, 4)
+    one = fxopt.compile(mlp(), x, backend="openvino", precision=precision)
+    wanted = one.executable.compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+    (note,) = one.executable.notes
+    assert hint == wanted or f"which has no {hint}" in note
+    one.save(tmp_path / "half.ovx")
+    assert fxopt.load(tmp_path / "half.ovx").executable.notes == (note,)
+    assert one(x).dtype == torch.float32
 
 
 @needs_openvino
