@@ -65,7 +65,11 @@ def test_the_page_has_all_figures_and_some_models_alone_do_not_replace_it(
     bench.main(["prune", "one", *options])
     assert not page.exists()
 
-    state.mkdir()  # with what hours of training have found
+    bench.main(["--prune", "--no-training", *options])
+    text = page.read_text(encoding="utf-8")
+    assert text.count("not yet trained") == len(pruning_page.RUNS) and "Not yet trained." in text
+
+    # what hours of training have found
     accuracy = {
         "macs": [200, 100], "parameters": [30, 10], "test_before": 93.2, "test_pruned": 88.4,
         "test_tuned": 92.95, "loss_in_points": 0.25,

@@ -11,8 +11,8 @@ Models are named as in torchvision.models or timm, or `bert12`, or `bert`: two l
 docs/engines.md with a plot beside it. `prune` also takes `cifar-resnet56` and `cifar-vgg16`; with
 models it measures their latency alone, without them all that docs/pruning-figures.md shows, and
 writes it: hours of training, of which `--state` keeps what is done; what is committed there is not
-trained again. `--prune` is the same as `prune`. Times on a shared machine move by a third: compare
-the ratios, which come from interleaved rounds of one run.
+trained again, and with --no-training nothing is. `--prune` is the same as `prune`. Times on a
+shared machine move by a third: compare the ratios, which come from interleaved rounds of one run.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     engines.add_argument("--memory", action="store_true", help="peaks, in a process for each")
     engines.add_argument("--json", type=Path, default=Path("engines.json"), help="goes on there")
     parser.add_argument("--state", type=Path, default=PRUNED, help="where `prune` goes on")
+    parser.add_argument("--no-training", action="store_true", help="`prune` takes what is there")
     given = sys.argv[1:] if arguments is None else arguments
     options = parser.parse_args(["prune" if one == "--prune" else one for one in given])
     warnings.simplefilter("ignore")
@@ -79,8 +80,9 @@ def main(arguments: list[str] | None = None) -> None:
     elif options.what == "prune":
         backends = options.backends or ["eager", "onnx"]
         measure_pruning(
-            options.models, backends, options.rounds, options.threads, options.state, options.out
-        )
+            options.models, backends, options.rounds, options.threads, options.state, options.out,
+            train=not options.no_training,
+        )  # fmt: skip
     elif options.what == "rules":
         measure_rules(models, backends, options.rounds, options.threads)
     else:

@@ -61,9 +61,9 @@ RECONSTRUCTED_ON = 32  # batches of 64
 # processor minutes set aside of each budget for the teacher, scoring and fitting
 BEFORE_TRAINING = {"resnet56": {"bf16": 6.0, "fp32": 12.0}, "vgg16": {"bf16": 14.0, "fp32": 28.0}}
 VIEWS = 8  # of each image
+ROWS = "rows.json"
 # VGG-16 learns eight views by heart: it is shown new ones, with the mean of what is said of these
 SHOWN_OTHER_VIEWS = {"vgg16"}
-
 
 
 def main() -> None:
@@ -98,11 +98,9 @@ def run(
     name: str, who: str, cpu_minutes: float, state: Path, precision: str | None = None
 ) -> dict[str, Any]:
     """Prune, fine-tune and measure one network, if that is not done yet; return the figures."""
-    key = f"{name} by {who}, {cpu_minutes:g} CPU minutes"
-    file = state / "rows.json"
-    rows: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    if key in rows:
-        return dict(rows[key])
+    row = known(name, who, cpu_minutes, state)
+    if row is not None:
+        return row
     precision = precision or fast_precision()
     model = network(name)
     clean, test = cifar.clean_set(), cifar.test_set()
@@ -113,7 +111,7 @@ def run(
     set_aside = BEFORE_TRAINING[name][precision]
     if spent > set_aside:
         raise SystemExit(f"{spent:.1f} processor minutes before training: set more aside.")
-    row: dict[str, Any] = {
+    row = {
         "macs": [count(model), count(pruned)],
         "parameters": [sum(p.numel() for p in one.parameters()) for one in (model, pruned)],
         "test_before": cifar.accuracy(model, test),
@@ -122,7 +120,7 @@ def run(
         "precision": precision,
         "processor": processor(),
     }
-    print(key, json.dumps(row), flush=True)
+    print(key(name, who, cpu_minutes), json.dumps(row), flush=True)
     began = time.time()
     tuned = fxopt.finetune(
         pruned,
@@ -140,10 +138,26 @@ def run(
     row["loss_in_points"] = row["test_before"] - row["test_tuned"]
     row["epochs"] = len(tuned.history)
     row["minutes"] = (time.time() - began) / 60
-    rows = json.loads(file.read_text()) if file.exists() else {}  # others may have been added
-    with atomic_path(file) as temporary:
-        temporary.write_text(json.dumps({**rows, key: row}, indent=1))
+    rows = rows_in(state)  # now, for others may have been added
+    with atomic_path(state / ROWS) as temporary:
+        temporary.write_text(json.dumps({**rows, key(name, who, cpu_minutes): row}, indent=1))
     return row
+
+
+def known(name: str, who: str, cpu_minutes: float, state: Path) -> dict[str, Any] | None:
+    """Return the figures of a run that has ended, or None."""
+    return rows_in(state).get(key(name, who, cpu_minutes))
+
+
+def key(name: str, who: str, cpu_minutes: float) -> str:
+    """Return the name of a run."""
+    return f"{name} by {who}, {cpu_minutes:g} CPU minutes"
+
+
+def rows_in(state: Path) -> dict[str, Any]:
+    """Return the figures of all runs that have ended, by name."""
+    file = state / ROWS
+    return dict(json.loads(file.read_text())) if file.exists() else {}
 
 
 def network(name: str) -> torch.nn.Module:

@@ -30,18 +30,19 @@ WHO = {"fxopt": "fxopt", "peer": "Torch-Pruning, L2"}
 
 def measure_pruning(
     models: list[str], backends: list[str], rounds: int, threads: int, state: Path,
-    out: Path | None,
+    out: Path | None, *, train: bool = True,
 ) -> None:  # fmt: skip
     """Print the tables, and write them as a page to `out`, or to docs/pruning-figures.md.
 
     Of `models` that are named only the latency is measured, and written only where `out` says so.
+    Unless it may `train`, what has not been trained yet has no figures.
     """
     parts = []
     if not models:
         out = out or PAGE
         state.mkdir(parents=True, exist_ok=True)
         torch.set_num_threads(1)  # small networks: two threads would wait for one another
-        parts = [accuracies(state), restored(state)]
+        parts = [accuracies(state, train), restored(state, train)]
         torch.set_num_threads(threads)
     parts.append(latencies(models, backends, rounds, threads))
     page = "\n".join([heading(), *parts])
@@ -60,9 +61,10 @@ Written by `python tools/bench.py prune`, on {measure_machine().name}, torch {to
 """
 
 
-def accuracies(state: Path) -> str:
+def accuracies(state: Path, train: bool) -> str:
     """Return the section on ResNet-56 and VGG-16."""
-    rows = [_accuracy(*run, prune_accuracy.run(*run, state)) for run in RUNS]
+    find = prune_accuracy.run if train else prune_accuracy.known
+    rows = [_accuracy(*run, find(*run, state)) for run in RUNS]
     columns = [
         "network", "pruned by", "MACs", "parameters", "before", "pruned", "minutes", "fine-tuned",
         "lost",
@@ -74,9 +76,11 @@ Networks trained on 45,000 images of CIFAR-10, pruned to fewer multiplications (
 fine-tuned on the same 45,000 with the original as the teacher. Per cent of the 10,000 test images,
 which decide nothing: channels are scored, and the best epoch chosen, on 5,000 other images.
 
-- *pruned*: before any training. fxopt prunes by first-order Taylor scores over the whole network,
-  and fits what stays to what the original's layers return (`reconstruct=`); Torch-Pruning takes the
-  same share of the smallest L2 norms from every layer.
+- *pruned*: before any training. Of ResNet-56 fxopt first removes the nine residual blocks that
+  change least, then channels wherever they matter least; of VGG-16 the same share of every layer's
+  MACs, in widths that are multiples of 8; by first-order Taylor scores, and what stays is fit to
+  what the original's layers return (`reconstruct=`). Torch-Pruning takes the same share of the
+  smallest L2 norms from every layer.
 - *minutes*: of two cores; scoring and fitting are part of them. All runs train by the same call.
 - *lost*: points of the accuracy before.
 
@@ -84,7 +88,9 @@ which decide nothing: channels are scored, and the best epoch chosen, on 5,000 o
 """
 
 
-def _accuracy(name: str, who: str, cpu_minutes: float, row: dict[str, Any]) -> list[str]:
+def _accuracy(name: str, who: str, cpu_minutes: float, row: dict[str, Any] | None) -> list[str]:
+    if row is None:
+        return [name, WHO[who], *["–"] * 4, f"{cpu_minutes / 2:g}", "not yet trained", "–"]
     macs, parameters = (before / after for before, after in (row["macs"], row["parameters"]))
     return [
         name, WHO[who], f"{macs:.2f}×", f"{parameters:.2f}×", f"{row['test_before']:.2f}",
@@ -93,9 +99,11 @@ def _accuracy(name: str, who: str, cpu_minutes: float, row: dict[str, Any]) -> l
     ]  # fmt: skip
 
 
-def restored(state: Path) -> str:
+def restored(state: Path, train: bool) -> str:
     """Return the section on the network that removes noise."""
-    row = restoration.run(RESTORING, state)
+    row = (restoration.run if train else restoration.known)(RESTORING, state)
+    if row is None:
+        return "## Restoration\n\nNot yet trained.\n"
     before, after = row["macs_per_pixel"]
     columns = ["photographs", "noisy", "before", "pruned", "fine-tuned", "lost"]
     stages = [row[stage] for stage in ("noisy", "before", "pruned", "tuned")]

@@ -272,6 +272,7 @@ def ways() -> dict[str, dict[str, Any]]:
 
 
 CHOSEN = "Taylor, global"
+ROWS = "restoration.json"
 
 
 def compare() -> None:
@@ -299,11 +300,9 @@ def widths(pruned: nn.Module) -> tuple[int, list[int]]:
 
 def run(cpu_minutes: float, state: Path) -> dict[str, Any]:
     """Prune, fine-tune and measure; return the figures, which are also written into `state`."""
-    file = state / "restoration.json"
-    key = f"{CHOSEN}, {cpu_minutes:g} CPU minutes"
-    rows: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    if key in rows:
-        return dict(rows[key])
+    held = known(cpu_minutes, state)
+    if held is not None:
+        return held
     model = denoiser()
     graph = captured(model)
     pruned = fxopt.prune(graph, ratio=0.5, of="macs", **ways()[CHOSEN])
@@ -331,10 +330,26 @@ def run(cpu_minutes: float, state: Path) -> dict[str, Any]:
         [round(one.cpu_minutes, 2), round(one.score, 3)]
         for one in tuned.history if one.score is not None
     ]  # fmt: skip
-    rows = json.loads(file.read_text()) if file.exists() else {}
-    with atomic_path(file) as temporary:
-        temporary.write_text(json.dumps({**rows, key: row}, indent=1))
+    rows = rows_in(state)
+    with atomic_path(state / ROWS) as temporary:
+        temporary.write_text(json.dumps({**rows, key(cpu_minutes): row}, indent=1))
     return row
+
+
+def known(cpu_minutes: float, state: Path) -> dict[str, Any] | None:
+    """Return the figures of a run that has ended, or None."""
+    return rows_in(state).get(key(cpu_minutes))
+
+
+def key(cpu_minutes: float) -> str:
+    """Return the name of a run."""
+    return f"{CHOSEN}, {cpu_minutes:g} CPU minutes"
+
+
+def rows_in(state: Path) -> dict[str, Any]:
+    """Return the figures of all runs that have ended, by name."""
+    file = state / ROWS
+    return dict(json.loads(file.read_text())) if file.exists() else {}
 
 
 def main() -> None:
