@@ -24,7 +24,7 @@ from subjects import subject
 
 from fxopt.comparison.race import Ratio, race
 from fxopt.files import atomic_path
-from fxopt.timings import machine
+from fxopt.profiling.machine import processor
 
 MODELS = (
     "resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0",
@@ -160,7 +160,7 @@ def page(cases: list[Case], plot: str) -> str:
         "is from the model to the first result. Error is max |Δ| / max |reference| against the",
         "model in float32.",
         "",
-        f"{machine().splitlines()[0]}, {platform.system()}, torch {torch.__version__}.",
+        f"{processor()}, {platform.system()}, torch {torch.__version__}.",
         "",
         f"![latencies relative to the fastest]({plot})",
         "",
@@ -188,11 +188,11 @@ def _summary(cases: list[Case]) -> list[str]:
         auto, onnx = time.get("fxopt auto", math.nan), time.get("fxopt onnx", math.nan)
         torch_onnx = time.get("torch.onnx in ONNX Runtime", math.nan)
         induced = time.get("Inductor", math.nan)
-        cells = (
-            case.title, f"{time[OURS]:.2f}", f"{induced:.2f}", f"{best:.2f}",
-            f"{time[OURS] / best:.2f}", f"{auto:.2f}", f"{min(peers, default=math.nan):.2f}",
-            f"{onnx / torch_onnx:.2f}",
+        figures = (
+            time[OURS], induced, best, time[OURS] / best, auto, min(peers, default=math.nan),
+            onnx / torch_onnx,
         )  # fmt: skip
+        cells = (case.title, *("–" if math.isnan(one) else f"{one:.2f}" for one in figures))
         lines.append("| " + " | ".join(cells) + " |")
         ratios["eager"].append(time[OURS] / best)
         ratios["inductor"].append(time[OURS] / induced)
