@@ -68,6 +68,7 @@ class OnnxExecutable:
         self.state = tuple(state)
         self.external_data = external_data
         self._session: Any = None
+        self._has_bfloat16 = False  # in or out; known when there is a session
         self._kept: list[Any] = []  # what the session reads its constants from
         own = {slot.input for slot in self.state if slot.initial}
         self.input_names = [str(v.name) for v in model.graph.inputs if v.name not in own]
@@ -107,17 +108,12 @@ class OnnxExecutable:
             raise ShapeError(f"Expected {len(self.input_names)} inputs, got {len(flat)}.")
         if not self.output_names:
             return ()  # the model returns Python values only
-        session = self.session()
         given = dict(zip(self.input_names, flat, strict=True))
-        feeds = {name: ort_value(x) for name, x in (*given.items(), *self._values.items())}
         try:
-            results = session.run_with_ort_values(self.output_names, feeds)
+            results = self._run({**given, **self._values})
         except Exception as error:
             raise _failed_run(error, given) from error
-        outputs = {
-            name: torch_value(result)
-            for name, result in zip(self.output_names, results, strict=True)
-        }
+        outputs = dict(zip(self.output_names, results, strict=True))
         for slot in self.state:
             if slot.initial:
                 self._values[slot.input] = outputs[slot.output]
@@ -127,10 +123,27 @@ class OnnxExecutable:
         device = tensors[0].device if tensors else torch.device("cpu")
         return tuple(outputs[name].to(device) for name in self.result_names)
 
+    def _run(self, feeds: Mapping[str, Any]) -> list[torch.Tensor]:
+        """Run on inputs by name.
+
+        NumPy has no bfloat16, which ONNX Runtime's own values have; those it looks at, at each call,
+        for ten times as long as it takes to start a small model.
+        """
+        session = self.session()
+        if self._has_bfloat16:
+            values = {name: ort_value(x) for name, x in feeds.items()}
+            results = session.run_with_ort_values(self.output_names, values)
+            return [torch_value(result) for result in results]
+        arrays = {name: _array(x) for name, x in feeds.items()}
+        return [torch.from_numpy(found) for found in session.run(self.output_names, arrays)]
+
     def session(self) -> Any:
         """Return the ONNX Runtime session, made at the first call."""
         if self._session is None:
-            self._session = self._make_session()
+            session = self._make_session()
+            ports = (*session.get_inputs(), *session.get_outputs())
+            self._has_bfloat16 = any(port.type == "tensor(bfloat16)" for port in ports)
+            self._session = session
         return self._session
 
     def _make_session(self) -> Any:
@@ -227,13 +240,17 @@ def ort_value(x: Any) -> Any:
     """Return a tensor or number as ONNX Runtime's value, over the same memory."""
     import onnxruntime
 
-    if not isinstance(x, torch.Tensor):
-        x = torch.tensor(x, dtype=torch.float64 if isinstance(x, float) else torch.int64)
-    tensor = x.detach().cpu().contiguous()
-    if tensor.dtype == torch.bfloat16:
-        array = tensor.view(torch.int16).numpy().view(np.uint16)
+    if isinstance(x, torch.Tensor) and x.dtype == torch.bfloat16:
+        array = _array(x.detach().view(torch.int16)).view(np.uint16)
         return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array, 16)
-    return onnxruntime.OrtValue.ortvalue_from_numpy(tensor.numpy())
+    return onnxruntime.OrtValue.ortvalue_from_numpy(_array(x))
+
+
+def _array(x: Any) -> np.ndarray[Any, Any]:
+    """Return a tensor or number as an array, over the same memory where that is possible."""
+    if not isinstance(x, torch.Tensor):
+        return np.array(x, dtype=np.float64 if isinstance(x, float) else np.int64)
+    return x.detach().cpu().contiguous().numpy()
 
 
 def torch_value(value: Any) -> torch.Tensor:
