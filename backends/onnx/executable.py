@@ -126,7 +126,7 @@ class OnnxExecutable:
     def _run(self, feeds: Mapping[str, Any]) -> list[torch.Tensor]:
         """Run on inputs by name.
 
-        NumPy has no bfloat16, which ONNX Runtime's own values have; those it looks at, at each call,
+        NumPy has no bfloat16, which ONNX Runtime's own values have; at each call it looks at those
         for ten times as long as it takes to start a small model.
         """
         session = self.session()
