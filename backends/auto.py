@@ -27,10 +27,16 @@ from fxopt.comparison.failure import reason_of
 from fxopt.comparison.race import Latency, race
 from fxopt.compiled import CompiledModel
 from fxopt.contract import Pass
-from fxopt.errors import ArtefactError, LoweringError, OptionError, check_option, is_count
+from fxopt.errors import (
+    ArtefactError,
+    LoweringError,
+    OptionError,
+    VerifyError,
+    check_option,
+    is_count,
+)
 from fxopt.graph_module import GraphModule
-from fxopt.passes.lower_precision import DTYPES as LOWER
-from fxopt.passes.lower_precision import LowerPrecision
+from fxopt.passes.lower_precision import HALF_DTYPES, LowerPrecision
 from fxopt.pipeline import run_pass
 from fxopt.registry import resolve_backend
 from fxopt.text import graph_text
@@ -70,8 +76,9 @@ class Auto:
             "a whole number above 0, or None to leave it to each backend",
         )  # fmt: skip
         _require(
-            isinstance(self.precisions, (list, tuple)) and set(self.precisions) <= set(LOWER),
-            "precisions", self.precisions, f"a list of some of {', '.join(map(repr, LOWER))}",
+            isinstance(self.precisions, (list, tuple))
+            and all(one in tuple(HALF_DTYPES) for one in self.precisions),
+            "precisions", self.precisions, f"a list of some of {', '.join(map(repr, HALF_DTYPES))}",
         )  # fmt: skip
         _require(_is_positive(self.max_error), "max_error", self.max_error, "a number above 0")
         _require(type(self.remember) is bool, "remember", self.remember, "True or False")
@@ -91,7 +98,8 @@ class Auto:
         for backend in self._candidates():
             missing = backend.missing()
             if missing is None:
-                contest.ways += [_Way(backend, one) for one in (None, *self.precisions)]
+                precisions = (None, *dict.fromkeys(self.precisions))
+                contest.ways += [_Way(backend, one) for one in precisions]
             elif backend.name not in _USUAL:  # those are taken where there are any
                 contest.failures.append((backend.name, missing))
         return contest.winner()
@@ -157,7 +165,9 @@ class _Contest:
     ways: list[_Way]
     options: Auto
     failures: list[tuple[str, str]] = field(default_factory=list)  # ways' names, and why
-    _lowered_to: dict[str, GraphModule] = field(default_factory=dict)  # by precision
+    # by precision; what moves the outputs too far has an error instead
+    _lowered_to: dict[str, GraphModule | Exception] = field(default_factory=dict)
+    _moved: dict[str, str] = field(default_factory=dict)  # by precision: how far, in words
 
     def winner(self) -> Executable:
         """Return the executable of the fastest, or of the one that is known to be."""
@@ -170,7 +180,8 @@ class _Contest:
                 if executable is not None:
                     note = f"auto: {way.name} was the fastest when this was last measured."
                     return self._signed(executable, way, [note])
-        right = [(way, e) for way in self.ways if (e := self._lowered(way)) is not None]
+        left = [way for way in self.ways if repr(way) != known]  # that one has just failed
+        right = [(way, e) for way in left if (e := self._lowered(way)) is not None]
         entrants = self._race(right)
         if not entrants:
             reasons = "".join(f"\n  {name}: {why}" for name, why in self.failures)
@@ -215,10 +226,18 @@ class _Contest:
         if precision not in self._lowered_to:
             graph = self.graph.copy()
             lower = LowerPrecision(precision, max_error=self.options.max_error)
-            if not run_pass(lower, graph).rewrites:
-                raise LoweringError(f"it has nothing to compute in {precision}")
-            self._lowered_to[precision] = graph
-        return self._lowered_to[precision]
+            try:
+                result = run_pass(lower, graph)
+            except VerifyError as error:
+                self._lowered_to[precision] = error
+            else:
+                nothing = LoweringError(f"it has nothing to compute in {precision}")
+                self._lowered_to[precision] = graph if result.rewrites else nothing
+                self._moved[precision] = str(result.details)
+        found = self._lowered_to[precision]
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     def _pure(self, way: _Way, executable: Executable) -> Callable[..., Any]:
         """Return what runs flat inputs and leaves the executable's state alone."""
@@ -263,7 +282,9 @@ class _Contest:
         executable.notes = (*notes, *executable.notes)
         executable.lowered_by = way.backend  # type: ignore[attr-defined]
         if way.precision is not None:
-            executable.lowered_from = self._lowered_to[way.precision]  # type: ignore[attr-defined]
+            executable.notes += (f"auto: {self._moved[way.precision]}",)
+            lowered = self._in_precision(way.precision)
+            executable.lowered_from = lowered  # type: ignore[attr-defined]
         return executable
 
     def _question(self) -> str:

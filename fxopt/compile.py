@@ -159,12 +159,13 @@ class Settings:
     @property
     def passes(self) -> tuple[Pass, ...]:
         """The passes to run: those that were asked for, and the one that lowers the precision."""
-        from fxopt.passes.lower_precision import DTYPES as LOWER
-        from fxopt.passes.lower_precision import LowerPrecision
+        from fxopt.passes.lower_precision import HALF_DTYPES, LowerPrecision
 
-        if self.precision not in LOWER:
+        if self.precision not in HALF_DTYPES:
             return self.asked_for
-        return (*self.asked_for, LowerPrecision(self.precision))
+        if self.tolerance is None:
+            return (*self.asked_for, LowerPrecision(self.precision))
+        return (*self.asked_for, LowerPrecision(self.precision, max_error=self.tolerance))
 
     @classmethod
     def of(

@@ -102,6 +102,7 @@ class _Run:
         if lossy:
             self.oracle = self.oracle.since(self.graph)
             self._begin_segment()
+            self._verified = self.oracle.accept is None  # which has not seen what it made
         elif self.oracle.mode == "each" and result.modified:
             self._verify_one(one, undo)
         else:
@@ -118,6 +119,9 @@ class _Run:
         if verdict.passed:
             self._begin_segment()
             return
+        if not self._segment:  # nothing ran since a lossy pass: only the user can refuse that
+            name = self.story.steps[-1].name
+            raise VerifyError(f"Your own acceptance refused what the pass '{name}' made.")
         guilty, message = _find_guilty(self._start, self._segment, self.oracle)
         if not self.skip:
             raise VerifyError(message)

@@ -19,9 +19,10 @@ Constants that a layer reads are converted once; finite values that the lower pr
 have become its largest ones, since a mask of −3.4·10³⁸ must not become −∞. The report says how far
 results moved on the example inputs, and `max_error` bounds that.
 
-Left alone: what reads or returns more than an eighth of float16's 65504 on the example inputs;
-numbers as arguments that the lower precision does not have; random calls; recurrent layers; bodies
-of control flow.
+Left alone: what reads or returns more than an eighth of float16's 65504 on the example inputs
+(other inputs may still go beyond); numbers and integers as operands that the lower precision does
+not have; random calls; recurrent layers; bodies of control flow. `y * y` is not known to be half of
+a variance, as `y.pow(2)` is: name such layers in `keep`.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ from fxopt.verify import runner, seeded
 
 aten = torch.ops.aten
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+HALF_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _MARGIN = 8  # times what the example inputs lead to must fit into float16
 
 
@@ -66,13 +67,18 @@ _FOLLOW = _operators("""
     flatten unflatten slice select narrow split split_with_sizes chunk unbind cat stack roll flip
     constant_pad_nd pad reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d
     pixel_shuffle pixel_unshuffle channel_shuffle repeat tile index_select gather unfold
-    max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d
+    max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d adaptive_avg_pool1d
     adaptive_avg_pool2d adaptive_avg_pool3d mean amax amin upsample_nearest1d upsample_nearest2d
     upsample_bilinear2d upsample_bicubic2d
     batch_norm instance_norm layer_norm group_norm rms_norm softmax dropout
     relu relu6 hardtanh hardswish hardsigmoid leaky_relu elu selu celu gelu silu mish sigmoid tanh
     prelu threshold softplus clamp clamp_min clamp_max add sub rsub mul div neg abs maximum minimum
     where masked_fill
+""")
+# of these, numbers and integer tensors are operands
+_ARITHMETIC = _operators("""
+    add sub rsub mul div clamp clamp_min clamp_max maximum minimum where masked_fill threshold
+    hardtanh
 """)
 _MASK = {aten.scaled_dot_product_attention.default: 3}
 
@@ -83,23 +89,28 @@ class LowerPrecision:
 
     `keep` are patterns of paths of layers or of names of nodes, such as "head" or "blocks.0.*":
     what they fit computes as before. `max_error` bounds max |Δ| / max |reference| of the example
-    inputs' outputs; beyond it, `run` raises VerifyError.
+    inputs' outputs; beyond it, or where a number is finite no more, `run` raises VerifyError.
+    Weights become ones of the lower precision: train before.
     """
 
     dtype: str = "bf16"
     keep: tuple[str, ...] = ()
-    max_error: float | None = None
+    max_error: float = 0.1
 
     name: ClassVar[str] = "lower-precision"
     effect: ClassVar[Effect] = Effect.LOSSY
     requires: ClassVar[tuple[Precondition, ...]] = ()
 
     def __post_init__(self) -> None:
-        check_choice("dtype", self.dtype, DTYPES)
-        if self.max_error is not None and not (_is_number(self.max_error) and self.max_error >= 0):
-            raise OptionError(f"max_error={self.max_error!r}: it is a number, at least 0, or None.")
+        check_choice("dtype", self.dtype, tuple(HALF_DTYPES))
+        if not _is_number(self.max_error) or not self.max_error >= 0:
+            raise OptionError(f"max_error={self.max_error!r}: it is a number, at least 0.")
         if isinstance(self.keep, str):
             raise OptionError(f"keep={self.keep!r} is one text; write keep=({self.keep!r},).")
+        if not isinstance(self.keep, (tuple, list)) or not all(
+            isinstance(pattern, str) for pattern in self.keep
+        ):
+            raise OptionError(f"keep={self.keep!r}: it is a tuple of patterns, each a text.")
 
     def run(self, graph: GraphModule) -> PassResult:
         """Give every call that may compute in the lower precision a twin there."""
@@ -107,7 +118,7 @@ class LowerPrecision:
         if graph.is_subgraph:
             return rewriter.result()
         self._check_patterns(graph)
-        before, dtype = graph.copy(), DTYPES[self.dtype]
+        before, dtype = graph.copy(), HALF_DTYPES[self.dtype]
         lowering = _Lowering(rewriter, dtype, _too_large(graph, dtype))
         for node in list(graph.graph.nodes):
             if node._erased:
@@ -130,13 +141,13 @@ class LowerPrecision:
         inputs = before.info.example_inputs
         reference = seeded(runner(before), inputs)
         error = relative_error(list(seeded(runner(graph), inputs)), list(reference))
-        if self.max_error is not None and not error <= self.max_error:
+        if not error <= self.max_error:
             raise VerifyError(
                 f"Computing in {self.dtype} moves the outputs by {error:.3g} of the largest, and "
                 f"max_error is {self.max_error:g}. Name layers in keep=, or allow more."
             )
         return (
-            f"{lowered} calls compute in {self.dtype}: on the example inputs that moves the "
+            f"Calls that compute in {self.dtype}: {lowered}. On the example inputs that moves the "
             f"outputs by {error:.2g} of the largest."
         )
 
@@ -162,7 +173,7 @@ class _Lowering:
     dtype: torch.dtype
     too_large: Mapping[str, float]  # values, by name, that do not fit, and the largest in them
     twins: dict[fx.Node, fx.Node] = field(default_factory=dict)
-    rounded: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    rounded: dict[tuple[fx.Node, bool], fx.Node] = field(default_factory=dict)  # masks, and others
 
     def obstacle(self, node: fx.Node) -> str | None:
         """Return why a call stays as it is, "" where that needs no words, or None: it may go."""
@@ -185,9 +196,12 @@ class _Lowering:
                 return "not all that it reads was computed in the lower precision"
         if not is_pure(node):
             return "it is random, or has another effect"
-        limit = torch.finfo(self.dtype).max
-        if any(isinstance(a, (int, float)) and limit < abs(a) < math.inf for a in node.args):
-            return f"a number among its arguments is beyond {limit:.3g}"
+        if operator_name in _ARITHMETIC:
+            strange = next((a for a in node.args if self._has_no(a)), None)
+            if strange is not None:
+                return f"the number {strange} among its arguments has no like in {self.dtype}"
+            if any(_is_integer(value) for value in node.all_input_nodes):
+                return "it reads integers, which the lower precision does not all have"
         for value in (*read, node):
             if value.name in self.too_large and not _is_mask(value, node):
                 largest = self.too_large[value.name]
@@ -202,6 +216,8 @@ class _Lowering:
         args = fx.node.map_arg(node.args, lower)
         kwargs: Any = fx.node.map_arg(node.kwargs, lower)
         twin = self.rewriter.insert(node.target, *args, before=node, **kwargs)
+        if "switch" in node.meta:  # what `train()` switches
+            twin.meta["switch"] = node.meta["switch"]
         if isinstance(node.meta["val"], torch.Tensor):
             new = {node: twin}
         else:
@@ -231,25 +247,36 @@ class _Lowering:
             return False
         if isinstance(node.meta["val"], torch.Tensor):
             return self._is_wide(node)
-        return all(
+        return bool(node.users) and all(
             user.target is operator.getitem and self._is_wide(user) for user in node.users
         )
+
+    def _has_no(self, number: Any) -> bool:
+        """Whether a finite number is too large or too small for the lower precision."""
+        if not _is_number(number) or not math.isfinite(number):
+            return False
+        info = torch.finfo(self.dtype)
+        return not abs(number) <= info.max or 0 < abs(number) < info.smallest_normal
 
     def _low(self, value: fx.Node, user: fx.Node) -> fx.Node:
         """Return a value in the lower precision, for `user`."""
         if value in self.twins:
             return self.twins[value]
-        if value not in self.rounded:
-            if self._is_weight(value):
-                self.rounded[value] = self.rewriter.constant(
-                    partial(_saturated, dtype=self.dtype), [value],
-                    name=f"{value.target}_{_SHORT[self.dtype]}", before=user, origin=value,
-                    is_part=True,
-                )  # fmt: skip
-            else:
-                finite = self._finite(value, user) if _is_mask(value, user) else value
-                self.rounded[value] = self._cast(finite, self.dtype, before=user)
-        return self.rounded[value]
+        is_mask = _is_mask(value, user)
+        if (value, is_mask) not in self.rounded:
+            self.rounded[value, is_mask] = self._rounded(value, user, saturating=is_mask)
+        return self.rounded[value, is_mask]
+
+    def _rounded(self, value: fx.Node, user: fx.Node, *, saturating: bool) -> fx.Node:
+        if self._is_weight(value):
+            convert = _saturated if saturating or self.dtype == torch.bfloat16 else _fitted
+            return self.rewriter.constant(
+                partial(convert, dtype=self.dtype), [value],
+                name=f"{value.target}_{_SHORT[self.dtype]}", before=user, origin=value,
+                is_part=True,
+            )  # fmt: skip
+        finite = self._finite(value, user) if saturating else value
+        return self._cast(finite, self.dtype, before=user)
 
     def _finite(self, value: fx.Node, user: fx.Node) -> fx.Node:
         """Return a value whose finite numbers are finite in the lower precision, too."""
@@ -262,13 +289,23 @@ class _Lowering:
         return self.rewriter.insert(aten.to.dtype, value, dtype, before=before, origin=value)
 
 
-_SHORT = {dtype: name for name, dtype in DTYPES.items()}
+_SHORT = {dtype: name for name, dtype in HALF_DTYPES.items()}
 
 
 def _saturated(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Return a tensor in another dtype; of what is finite, the largest stays finite."""
     largest = _largest(tensor.dtype, dtype)
     return torch.where(tensor.isinf(), tensor, tensor.clamp(-largest, largest)).to(dtype)
+
+
+def _fitted(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return a tensor in another dtype; raise VerifyError where new weights do not fit."""
+    if float(torch.where(tensor.isinf(), 0, tensor).abs().max()) > torch.finfo(dtype).max:
+        raise VerifyError(
+            f"A weight of {list(tensor.shape)} does not fit into {dtype}. Compile the model with "
+            "these weights anew: then what they are in stays as it is."
+        )
+    return tensor.to(dtype)
 
 
 def _largest(wide: torch.dtype | None, low: torch.dtype) -> float:
@@ -284,6 +321,11 @@ def _is_mask(value: fx.Node, user: fx.Node) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_integer(value: fx.Node) -> bool:
+    dtype = _dtype(value)
+    return dtype is not None and not dtype.is_floating_point and dtype != torch.bool
 
 
 def _dtype(value: Any) -> torch.dtype | None:
@@ -314,7 +356,7 @@ def _too_large(graph: GraphModule, dtype: torch.dtype) -> dict[str, float]:
 
 @torch.no_grad()
 def _magnitudes(graph: GraphModule) -> Iterator[tuple[str, float]]:
-    """Yield the largest finite magnitude of each floating value, on the example inputs."""
+    """Yield the largest magnitude of each floating value, on the example inputs."""
     twin = in_evaluation(graph)
     twin.own_storage()  # running it may write its state
     interpreter = Interpreter(twin)
@@ -325,4 +367,4 @@ def _magnitudes(graph: GraphModule) -> Iterator[tuple[str, float]]:
     for node in twin.graph.nodes:
         value = interpreter.advance(node)
         if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel():
-            yield node.name, float(torch.where(value.isinf(), 0, value).abs().max())
+            yield node.name, float(value.abs().max())

@@ -136,7 +136,10 @@ def compile_model(model: Any, options: OpenVino) -> Any:
 
 
 def _settled(options: OpenVino, model: Any) -> OpenVino:
-    """Return the options with the precision that the model's layers compute in, if left open."""
+    """Return the options with the precision that the model's layers compute in, if left open.
+
+    A device that does not multiply in that computes in float32.
+    """
     if options.inference_precision is not None:
         return options
     found = {
@@ -144,8 +147,16 @@ def _settled(options: OpenVino, model: Any) -> OpenVino:
         for op in model.get_ops()
         if op.get_type_name() in _LAYERS
     }
-    half = next((one for one in ("bf16", "f16") if one in found), "f32")
+    able = [name.lower() for name in _told_by(options.device, "OPTIMIZATION_CAPABILITIES")]
+    able = [name.replace("fp", "f") for name in able]
+    half = next((one for one in ("bf16", "f16") if one in found and one in able), "f32")
     return replace(options, inference_precision=half)
+
+
+def _told_by(device: str, name: str) -> list[str]:
+    """Return a list that a device tells about itself; empty for one that has no such property."""
+    known = _known_properties(device)
+    return list(core().get_property(device, name)) if known is not None and name in known else []
 
 
 def _properties(options: OpenVino) -> dict[str, Any]:

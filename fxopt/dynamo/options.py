@@ -12,7 +12,7 @@ from fxopt.registry import check_available, resolve_backend
 
 _COMPILE = ("backend", "passes", "verify", "tolerance", "on_error")
 _REFUSED = {
-    "precision": "torch.compile's graphs keep their dtypes; use torch.autocast, or fxopt.compile.",
+    "precision": "Use the pass: passes=['default', LowerPrecision('bf16')], or torch.autocast.",
     "dynamic_shapes": "torch.compile has an argument of its own, dynamic=, and mark_dynamic.",
     "calibration": "Use fxopt.compile for it.",
     "submodules": "torch.compile cuts the model by itself.",

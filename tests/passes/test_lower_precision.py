@@ -120,8 +120,9 @@ def test_a_mask_of_the_lowest_float_hides_no_row_for_good(dtype: str, as_constan
             return F.scaled_dot_product_attention(q, k, v, self.mask if as_constant else mask)
 
     graph = fxopt.optimize(
-        Attention().eval(), (torch.randn(2, 4, 8), held), passes=[LowerPrecision(dtype)]
-    )
+        Attention().eval(), (torch.randn(2, 4, 8), held),
+        passes=[LowerPrecision(dtype, max_error=1.0)],  # float16 has no −10³⁸ that swallows scores
+    )  # fmt: skip
     (attention,) = graph.find(aten.scaled_dot_product_attention.default)
     assert attention.meta["val"].dtype == DTYPES[dtype]
     assert attention.args[3].meta["val"].dtype == DTYPES[dtype]
@@ -288,7 +289,7 @@ def test_the_error_is_said_and_bounded() -> None:
     torch.manual_seed(0)
     model, x = nn.Linear(64, 64).eval(), torch.randn(4, 64)
     graph = fxopt.optimize(model, x, passes=[LowerPrecision()])
-    assert "1 calls compute in bf16: on the example inputs" in str(graph.report)
+    assert "Calls that compute in bf16: 1. On the example inputs" in str(graph.report)
     with pytest.raises(VerifyError, match=r"moves the outputs by .* max_error is 1e-06"):
         fxopt.optimize(model, x, passes=[LowerPrecision(max_error=1e-6)])
 
@@ -300,6 +301,9 @@ def test_the_error_is_said_and_bounded() -> None:
         ({"keep": "head"}, "write keep="),
         ({"max_error": -1.0}, "a number, at least 0"),
         ({"max_error": True}, "a number, at least 0"),
+        ({"dtype": ["bf16"]}, "dtype must be one of 'bf16', 'fp16'"),
+        ({"keep": None}, "a tuple of patterns"),
+        ({"keep": (3,)}, "a tuple of patterns"),
     ],
 )
 def test_bad_options(options: dict[str, Any], words: str) -> None:
@@ -328,3 +332,95 @@ def test_every_backend_computes_it_or_says_that_it_cannot(backend: str, dtype: s
         return
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), model(x), rtol=3e-2, atol=3e-2)
+
+
+def test_what_is_finite_no_more_is_an_error() -> None:
+    def logit(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        p = torch.sigmoid((layer(x) * 9).clamp(-9, 9))
+        return torch.log(p / (1 - p))
+
+    torch.manual_seed(0)
+    model, x = Function(logit).eval(), torch.randn(8, 6) * 3
+    assert model(x).isfinite().all()
+    with pytest.raises(VerifyError, match="moves the outputs by"):
+        fxopt.compile(model, x, precision="bf16")
+
+
+def test_tolerance_and_acceptance_judge_what_it_makes() -> None:
+    model, x = nn.Linear(64, 64).eval(), torch.randn(4, 64)
+    with pytest.raises(VerifyError, match="max_error is 1e-07"):
+        fxopt.compile(model, x, precision="bf16", tolerance=1e-7)
+    asked = []
+
+    def refuses(graph: Any) -> bool:
+        asked.append(graph)
+        return bool((graph(x) - model(x)).abs().max() < 1e-6)
+
+    with pytest.raises(VerifyError, match="acceptance refused what the pass 'lower-precision'"):
+        fxopt.optimize(model, x, precision="bf16", verify=refuses)
+    assert asked
+
+
+def test_training_still_switches_dropout_and_norms() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5), nn.BatchNorm1d(6)).eval()
+    x = torch.randn(8, 6)
+    graph = fxopt.optimize(model, x, passes=[LowerPrecision()])
+    assert torch.equal(graph(x), graph(x))
+    graph.train()
+    assert not torch.equal(graph(x), graph(x))
+
+
+def test_sizes_and_places_are_no_numbers_that_float16_would_have_to_hold() -> None:
+    graph = lowered(
+        Function(lambda layer, x: F.relu(layer(x)[:, 1:]).narrow(1, 0, 3)), torch.randn(4, 6),
+        "fp16",
+    )  # fmt: skip
+    assert dtypes(graph, aten.relu.default) == [torch.float16]
+
+
+def test_small_numbers_and_integers_keep_float16_away() -> None:
+    def scaled(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        y = F.relu(layer(x) - 9)
+        return y / (y.amax(-1, keepdim=True) + 1e-8)
+
+    graph = fxopt.optimize(Function(scaled).eval(), torch.randn(4, 6),
+                           passes=[LowerPrecision("fp16")])  # fmt: skip
+    assert dtypes(graph, aten.add.Tensor, aten.div.Tensor) == [torch.float32] * 2
+    assert graph(torch.randn(4, 6)).isfinite().all()
+
+    graph = lowered(
+        Function(lambda layer, x, n: layer(x) * 1e-3 * n),
+        (torch.randn(4, 6), torch.arange(6) * 20_000), "fp16",
+    )  # fmt: skip
+    assert dtypes(graph, aten.mul.Tensor)[-1] == torch.float32
+
+
+def test_a_mask_that_a_layer_reads_as_well() -> None:
+    def both(layer: nn.Module, x: torch.Tensor, mask: torch.Tensor) -> Any:
+        y = layer(mask)
+        q = layer(x)
+        return F.scaled_dot_product_attention(q, q, q, mask), y[0]
+
+    mask = torch.zeros(6, 6)
+    mask[2] = torch.finfo(torch.float32).min
+    model, x = Function(both).eval(), torch.randn(6, 6)
+    graph = fxopt.optimize(model, (x, mask), passes=[LowerPrecision()])
+    with torch.no_grad():
+        torch.testing.assert_close(graph(x, mask)[0], model(x, mask)[0], rtol=3e-2, atol=3e-2)
+
+
+def test_a_weight_that_no_longer_fits_into_float16_is_refused() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Linear(6, 6).eval(), torch.randn(4, 6)
+    compiled = fxopt.compile(model, x, precision="fp16")
+    before = compiled(x)
+    with pytest.raises(VerifyError, match="does not fit into torch.float16"):
+        compiled.update({name: value * 1e6 for name, value in model.state_dict().items()})
+    assert torch.equal(compiled(x), before)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_pools_have_kernels(dtype: str) -> None:
+    pools = [nn.MaxPool3d(2), nn.AvgPool3d(2), nn.AdaptiveAvgPool3d(2)]
+    model = nn.Sequential(nn.Conv3d(1, 2, 3, padding=1), *pools).eval()
+    lowered(model, torch.randn(1, 1, 16, 16, 16), dtype)
