@@ -10,10 +10,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from fxopt.vision import import_torchvision, is_installed
 
 torch.set_num_threads(1)
+# how fast examples are made says how busy the machine is, and nothing about what is tested
+settings.register_profile("fxopt", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("fxopt")
 if is_installed():
     import_torchvision()
 
