@@ -182,8 +182,8 @@ and backend in one race.
   holds the true median with 95 %; then both latencies. With a figure as large as that of the MACs,
   time falls as the work does.
 - Networks named `cifar-…` are trained, and lose the channels of the least first-order Taylor score,
-  ResNet-56 wherever they are, VGG-16 the same share of each layer; no block goes as a whole here. The
-  others have random weights, and every layer loses the same share.
+  ResNet-56 wherever they are, VGG-16 the same share of each layer; no block goes as a whole here.
+  The others have random weights, and every layer loses the same share.
 
 {table}
 """
