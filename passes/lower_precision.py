@@ -144,7 +144,8 @@ class LowerPrecision:
         if not error <= self.max_error:
             raise VerifyError(
                 f"Computing in {self.dtype} moves the outputs by {error:.3g} of the largest, and "
-                f"max_error is {self.max_error:g}. Name layers in keep=, or allow more."
+                f"max_error is {self.max_error:g}. Name layers in keep=, or allow more: by "
+                "max_error= of the pass, or tolerance= of fxopt.compile."
             )
         return (
             f"Calls that compute in {self.dtype}: {lowered}. On the example inputs that moves the "

@@ -12,7 +12,7 @@ from torch.utils._sympy import functions as F
 
 from fxopt.errors import ArtefactError
 from fxopt.expressions import parse, write
-from tests.counting import lines_run
+from tests.work import lines_run
 
 n, m = (sympy.Symbol(name, integer=True, positive=True) for name in ("s0", "s1"))
 SYMBOLS = {"s0": n, "s1": m}

@@ -6,9 +6,9 @@ Each network is pruned to the same MACs, by fxopt and by Torch-Pruning's L2 magn
 fine-tuned by the same call, with the network before pruning as the teacher, for the same
 processor time: 60 minutes of it are 30 minutes on two cores. What scoring, reconstruction and the
 teacher take counts, too. The teacher is asked once about a few shifted and flipped views of each
-image, and training shows these: what a teacher says of another view is worth less (Beyer et al.:
-Knowledge distillation: a good teacher is patient and consistent, CVPR 2022, section 3.1), and to
-ask about each batch afresh takes more than it gives.
+image, as to ask about each batch afresh takes more than it gives. ResNet-56 is shown these very
+views (Beyer et al.: Knowledge distillation: a good teacher is patient and consistent, CVPR 2022,
+section 3.1); VGG-16, which would learn them by heart, new ones, with the mean of what is said.
 
 Training and teacher compute in bfloat16 where the processor has instructions for it, which
 `--precision` overrules; weights, their sums and all accuracies are float32.

@@ -25,7 +25,7 @@ from tests.backends.onnx_check import (
     noisy,
     normal,
 )
-from tests.counting import lines_run
+from tests.work import lines_run
 
 
 class Branch(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from fxopt.backends.onnx.layouts import CONVERSION, LEFT, WRITTEN, Comes, Layouts, Step
-from tests.counting import lines_run
+from tests.work import lines_run
 
 SAVED = WRITTEN + 2 * LEFT
 
