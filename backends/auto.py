@@ -63,6 +63,7 @@ class Auto:
 
     name: ClassVar[str] = "auto"
     suffix: ClassVar[str] = ""  # the winner writes its own files
+    quantization: ClassVar[None] = None  # each engine rounds elsewhere
     legalize: ClassVar[tuple[Pass, ...]] = ()
     on_request: ClassVar[bool] = True  # a comparison of all backends has the others already
 

@@ -19,6 +19,7 @@ from fxopt.graph_module import GraphModule
 from fxopt.inputs import infer_inputs
 from fxopt.oracle import Oracle
 from fxopt.pipeline import ON_ERROR, VERIFY, run_passes
+from fxopt.quantization.policy import policy_of
 from fxopt.registry import check_available, resolve_backend, resolve_pass
 from fxopt.report import Recipe
 from fxopt.submodules import compile_submodules
@@ -26,7 +27,7 @@ from fxopt.verify import Run, flat_inputs, model_runner, runner
 
 log = logging.getLogger("fxopt")
 Verify = str | Callable[[Any], Any]
-PRECISIONS = ("fp32", "bf16", "fp16", "fp64")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp64")
 THROUGHOUT = {"fp32": torch.float32, "fp64": torch.float64}  # inputs and outputs, too
 
 
@@ -60,19 +61,19 @@ def compile(
     max |Δ| / max |reference|. `on_error`: "raise", or "skip" to go on without a failing pass.
     `precision`: "bf16" and "fp16" compute in that dtype where it is safe, after all other passes;
     what goes in and out stays as it is (see `fxopt.passes.LowerPrecision`). "fp32" and "fp64"
-    compute in that dtype throughout, from inputs of that dtype.
+    compute in that dtype throughout, from inputs of that dtype. "int8" rounds weights and
+    activations where the backend has kernels for integers, with ranges from `calibration`: batches
+    of what the model will see, as for `fxopt.passes.InsertFakeQuant`, which has more options.
 
     Raises CaptureError, VerifyError, LoweringError, BackendUnavailable and OptionError.
     """
     chosen = resolve_backend(backend, backend_options)
     check_available(chosen)
     settings = Settings.of(
-        passes, dynamic_shapes, precision, verify, verify_inputs, tolerance, on_error, progress
-    )
-    if calibration is not None:
-        raise OptionError(
-            "calibration= goes with precision='int8', which this version does not have yet."
-        )
+        passes, dynamic_shapes=dynamic_shapes, precision=precision, calibration=calibration,
+        engine=getattr(chosen, "quantization", "eager"), verify=verify,
+        verify_inputs=verify_inputs, tolerance=tolerance, on_error=on_error, progress=progress,
+    )  # fmt: skip
     model = unwrapped(model)
 
     def compile_for(part: Any, inputs: Any) -> CompiledModel:
@@ -95,6 +96,7 @@ def optimize(
     passes: Sequence[str | Pass] | None = None,
     dynamic_shapes: Any = None,
     precision: str | None = None,
+    calibration: Any = None,
     verify: Verify = "final",
     verify_inputs: Any = None,
     tolerance: float | None = None,
@@ -104,11 +106,13 @@ def optimize(
     """Return an optimized graph of a model or of a captured graph; both stay as they are.
 
     The result is a trainable `nn.Module`, with the record of what was done in `.story`. See
-    `compile` for the arguments and errors.
+    `compile` for the arguments and errors; precision="int8" is for the eager backend's kernels.
     """
     settings = Settings.of(
-        passes, dynamic_shapes, precision, verify, verify_inputs, tolerance, on_error, progress
-    )
+        passes, dynamic_shapes=dynamic_shapes, precision=precision, calibration=calibration,
+        verify=verify, verify_inputs=verify_inputs, tolerance=tolerance, on_error=on_error,
+        progress=progress,
+    )  # fmt: skip
     graph, _ = _optimize(unwrapped(model_or_graph), example_inputs, settings)
     return graph
 
@@ -148,6 +152,7 @@ class Settings:
     """How to optimize: what `compile` and `optimize` were told, checked."""
 
     asked_for: tuple[Pass, ...]
+    added: tuple[Pass, ...]  # which lower the precision, after all others
     dynamic_shapes: Any
     precision: str | None
     verify: Verify
@@ -158,28 +163,28 @@ class Settings:
 
     @property
     def passes(self) -> tuple[Pass, ...]:
-        """The passes to run: those that were asked for, and the one that lowers the precision."""
-        from fxopt.passes.lower_precision import HALF_DTYPES, LowerPrecision
-
-        if self.precision not in HALF_DTYPES:
-            return self.asked_for
-        if self.tolerance is None:
-            return (*self.asked_for, LowerPrecision(self.precision))
-        return (*self.asked_for, LowerPrecision(self.precision, max_error=self.tolerance))
+        """The passes to run."""
+        return (*self.asked_for, *self.added)
 
     @classmethod
     def of(
         cls,
-        passes: Sequence[str | Pass] | None,
-        dynamic_shapes: Any,
-        precision: str | None,
-        verify: Verify,
-        verify_inputs: Any,
-        tolerance: float | None,
-        on_error: str,
-        progress: Callable[[str], None] | None,
+        passes: Sequence[str | Pass] | None = None,
+        *,
+        dynamic_shapes: Any = None,
+        precision: str | None = None,
+        calibration: Any = None,
+        engine: Any = "eager",
+        verify: Verify = "final",
+        verify_inputs: Any = None,
+        tolerance: float | None = None,
+        on_error: str = "raise",
+        progress: Callable[[str], None] | None = None,
     ) -> Settings:
-        """Check the settings, and find the passes; raise OptionError for what is wrong."""
+        """Check the settings, and find the passes; raise OptionError for what is wrong.
+
+        `engine` is whose kernels "int8" is for: the name of a policy, or a policy.
+        """
         if passes is not None and not isinstance(passes, (list, tuple)):
             raise OptionError(f"passes= takes a list; write passes=[{passes!r}].")
         if tolerance is not None and not (isinstance(tolerance, (int, float)) and tolerance >= 0):
@@ -195,10 +200,42 @@ class Settings:
         if precision is not None:
             check_choice("precision", precision, PRECISIONS)
         chosen = default_passes() if passes is None else resolve_passes(passes)
+        added = _lowering(precision, calibration, engine, tolerance)
         return cls(
-            tuple(chosen), dynamic_shapes, precision, verify, verify_inputs, tolerance, on_error,
-            progress or (lambda text: None),
+            tuple(chosen), added, dynamic_shapes, precision, verify, verify_inputs, tolerance,
+            on_error, progress or (lambda text: None),
         )  # fmt: skip
+
+
+def _lowering(
+    precision: str | None, calibration: Any, engine: Any, tolerance: float | None
+) -> tuple[Pass, ...]:
+    """Return the passes that lower the precision, after all others."""
+    from fxopt.passes.expand_attention import ExpandAttention
+    from fxopt.passes.insert_fake_quant import InsertFakeQuant
+    from fxopt.passes.lower_precision import HALF_DTYPES, LowerPrecision
+
+    if precision != "int8":
+        if calibration is not None:
+            raise OptionError("calibration= goes with precision='int8'.")
+        if precision not in HALF_DTYPES:
+            return ()
+        if tolerance is None:
+            return (LowerPrecision(precision),)
+        return (LowerPrecision(precision, max_error=tolerance),)
+    if calibration is None:
+        raise OptionError(
+            "precision='int8' needs calibration=: some batches of what the model will see, such as "
+            "a DataLoader; or calibration='random', which says nothing about accuracy."
+        )
+    if engine is None:
+        raise OptionError(
+            "precision='int8' rounds where one engine computes on integers: name it, "
+            "backend='openvino', 'onnx' or 'eager'."
+        )
+    # products inside of attention can be rounded only where they are nodes
+    attention = (ExpandAttention(),) if policy_of(engine).products else ()
+    return (*attention, InsertFakeQuant(calibration, target=engine))
 
 
 def _compile(

@@ -63,8 +63,8 @@ def call(model: torch.nn.Module, inputs: Inputs, device: torch.device | None = N
 def inputs_of(batch: Any, loss: Loss | None = None) -> Inputs:
     """Return the arguments for the model in a batch.
 
-    Without a loss function a batch may also be the inputs alone: a tensor or a dict. Raises
-    ObjectiveError for anything else.
+    Without a loss function a batch may also be the inputs alone: a tensor, a list of one, or a
+    dict. Raises ObjectiveError for anything else.
     """
     is_pair = isinstance(batch, (tuple, list)) and len(batch) == 2
     if is_pair:
@@ -73,6 +73,8 @@ def inputs_of(batch: Any, loss: Loss | None = None) -> Inputs:
         return as_inputs(dict(batch))
     if loss is None and isinstance(batch, torch.Tensor):
         return as_inputs(batch)
+    if loss is None and isinstance(batch, (tuple, list)) and len(batch) == 1:
+        return as_inputs(batch[0])  # what a DataLoader makes of a data set without targets
     got = type(batch).__name__
     if isinstance(batch, (tuple, list)):
         got += f" of {len(batch)}"

@@ -25,7 +25,8 @@ def replay(graph: GraphModule, state_dict: Mapping[str, torch.Tensor]) -> GraphM
     made = {recipe.name: recipe for recipe in info.recipes}
     dirty = set(given)
     for recipe in info.recipes:
-        if dirty.intersection(recipe.sources):
+        is_calibrated = not recipe.sources and recipe.name in info.fitted
+        if is_calibrated or dirty.intersection(recipe.sources):
             dirty.add(recipe.name)
     known: dict[str, torch.Tensor] = {**given}
 
@@ -48,8 +49,9 @@ def replay(graph: GraphModule, state_dict: Mapping[str, torch.Tensor]) -> GraphM
 
     for name in sorted(dirty & info.fitted):
         raise OptionError(
-            f"'{name}' was fit to data when channels were pruned (reconstruct=), so that it does "
-            "not follow from the model's weights alone. Prune the model again."
+            f"'{name}' was fit to data, when channels were pruned (reconstruct=) or activations "
+            "calibrated, so that it does not follow from the model's weights alone. Do that again, "
+            "with the new weights."
         )
     for name, (rule, digest) in info.looked_at.items():
         if name in dirty and _digest(value(name)) != digest:

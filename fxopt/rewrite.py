@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,20 +132,23 @@ class Rewriter:
         before: fx.Node,
         origin: fx.Node | Iterable[fx.Node] | None = None,
         is_part: bool = False,
+        trainable: bool | None = None,
     ) -> fx.Node:
         """Register the constant `compute(*values of sources)` and return its get_attr node.
 
         The computation is recorded, so that new weights can be put through it again. The result is
         a parameter where one of the sources is a parameter that requires grad, else a buffer. What
         `is_part` of its one source is of the same kind: a frozen parameter's is a frozen parameter.
+        `trainable` says by itself whether it is a parameter that requires grad, or a buffer.
         `name` is a hint: a suffix makes it unique. `compute` must not write to its arguments.
         """
         values = [self.graph.value(node) for node in sources]
         with torch.no_grad():
             tensor = compute(*values).detach().contiguous()
         return self.constant_of(
-            tensor, compute, sources, name=name, before=before, origin=origin, is_part=is_part
-        )
+            tensor, compute, sources, name=name, before=before, origin=origin, is_part=is_part,
+            trainable=trainable,
+        )  # fmt: skip
 
     def constant_of(
         self,
@@ -157,12 +160,14 @@ class Rewriter:
         before: fx.Node,
         origin: fx.Node | Iterable[fx.Node] | None = None,
         is_part: bool = False,
+        trainable: bool | None = None,
     ) -> fx.Node:
         """Like `constant`, for a caller who has computed the tensor already."""
-        trainable = tensor.is_floating_point() and any(
-            isinstance(value, torch.nn.Parameter) and value.requires_grad
-            for value in map(self.graph.value, sources)
-        )
+        if trainable is None:
+            trainable = tensor.is_floating_point() and any(
+                isinstance(value, torch.nn.Parameter) and value.requires_grad
+                for value in map(self.graph.value, sources)
+            )
         memory = tensor.untyped_storage().data_ptr()
         if any(self.graph.value(n).untyped_storage().data_ptr() == memory for n in sources):
             tensor = tensor.clone()  # a view of its source: never two constants in one memory
@@ -176,11 +181,18 @@ class Rewriter:
 
     # -- committing ---------------------------------------------------------------------------
 
-    def replace(self, old: fx.Node | Mapping[fx.Node, fx.Node], new: fx.Node | None = None) -> bool:
+    def replace(
+        self,
+        old: fx.Node | Mapping[fx.Node, fx.Node],
+        new: fx.Node | None = None,
+        *,
+        users: Collection[fx.Node] | None = None,
+    ) -> bool:
         """Let every user of `old` use `new` instead: one rewrite. `old` goes when nothing needs it.
 
-        A mapping replaces several nodes as one rewrite. Returns False, and undoes what was inserted
-        for it, when the fuel has run out. Raises ValueError where shape or dtype would change.
+        `users` are those that shall, if not all. A mapping replaces several nodes as one rewrite.
+        Returns False, and undoes what was inserted for it, when the fuel has run out. Raises
+        ValueError where shape or dtype would change.
         """
         pairs = dict(old) if isinstance(old, Mapping) else {old: new}
         for before, after in pairs.items():
@@ -194,10 +206,11 @@ class Rewriter:
             if after in self._created:
                 self._created[after] = tuple(dict.fromkeys((*self._created[after], before.name)))
                 after.meta["replaces"] = self._created[after]
+            told = set(before.users if users is None else users) - built
             for user in before.users:
-                if user not in self._created:
+                if user in told and user not in self._created:
                     self._changed[user.name] = None
-            _redirect(before, after, built)
+            before.replace_all_uses_with(after, delete_user_cb=told.__contains__)
         for before in pairs:
             self._erase_cone(before)
         return True

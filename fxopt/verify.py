@@ -18,6 +18,7 @@ from fxopt.effects import is_pure
 from fxopt.errors import FxoptError
 from fxopt.graph_module import GraphModule
 from fxopt.inputs import Inputs, as_inputs, evaluation
+from fxopt.quantization.operator import fake_quantize
 from fxopt.story import Verification
 
 # How far two ways to compute the same may lie apart, relative to the largest output, before the
@@ -29,6 +30,7 @@ BASE_TOLERANCE = {
     torch.bfloat16: 4e-2,
 }
 OWN_ERROR_FACTOR = 20.0
+STEPS_APART = 5.0  # of 255 in 8 bits: as many as bfloat16 is given, of its 256
 
 Run = Callable[[Sequence[Any]], Sequence[Any]]  # flat inputs to flat outputs
 
@@ -207,7 +209,16 @@ def seeded(run: Run, flat: Sequence[Any]) -> Sequence[Any]:
 
 
 def _base_tolerance(original: GraphModule) -> float:
-    """The tolerance of the coarsest dtype that the graph computes in."""
+    """The tolerance of the coarsest dtype, or the coarsest steps, that the graph computes in.
+
+    What lies on the edge between two integers of a fake-quant falls to either side.
+    """
+    rounded = [
+        node for node in original.find(fake_quantize) if node.all_input_nodes[0].op != "get_attr"
+    ]
+    if rounded:
+        ends: list[Any] = [node.args[3:] for node in rounded]
+        return STEPS_APART / min(qmax - qmin for qmin, qmax in ends)
     dtypes = {
         node.meta["val"].dtype
         for node in original.graph.nodes

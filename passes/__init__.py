@@ -12,6 +12,7 @@ from fxopt.passes.fuse_attention import FuseAttention
 from fxopt.passes.fuse_conv_bn import FuseConvBn
 from fxopt.passes.fuse_norms import FuseNorms
 from fxopt.passes.fuse_pixel_shuffle import FusePixelShuffle
+from fxopt.passes.insert_fake_quant import InsertFakeQuant
 from fxopt.passes.lower_precision import LowerPrecision
 from fxopt.passes.merge_conv_branches import MergeConvBranches
 from fxopt.passes.merge_duplicates import MergeDuplicates
@@ -74,6 +75,7 @@ __all__ = [
     "FuseConvBn",
     "FuseNorms",
     "FusePixelShuffle",
+    "InsertFakeQuant",
     "LowerPrecision",
     "MergeConvBranches",
     "MergeDuplicates",

@@ -12,7 +12,9 @@ new weights can be put through it; it is a parameter if one of its sources requi
 
 Left alone: randomness and other effects; state that the graph writes; a result much larger than
 what it came from (`growth` times the bytes of its sources, where that exceeds `free_bytes`): then
-the largest part of it that is small enough is stored; a result that is not a dense tensor.
+the largest part of it that is small enough is stored; a result that is not a dense tensor; a
+fake-quantized weight and what is computed from it, for backends store its integers, and training
+needs the gradient that goes straight through the rounding.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from fxopt.constants import fold
 from fxopt.contract import Effect, PassResult, Precondition
 from fxopt.effects import is_pure
 from fxopt.graph_module import GraphModule
+from fxopt.quantization.operator import fake_quantize
 from fxopt.rewrite import Rewriter
 from fxopt.shapes import is_static_shape
 
@@ -93,7 +96,7 @@ def _constant_calls(graph: GraphModule) -> dict[fx.Node, int]:
     everything = sum(map(_bytes, graph.constants().values()))
     found: dict[fx.Node, int] = {}
     for node in graph.graph.nodes:
-        if node.op != "call_function" or not is_pure(node):
+        if node.op != "call_function" or not is_pure(node) or node.target is fake_quantize:
             continue
         total = 0
         for used in node.all_input_nodes:

@@ -31,7 +31,6 @@ import math
 import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any, ClassVar
 
@@ -42,9 +41,10 @@ from torch._ops import OpOverload
 from fxopt.contract import Effect, PassResult, Precondition
 from fxopt.difference import relative_error
 from fxopt.effects import is_pure
-from fxopt.errors import OptionError, VerifyError, check_choice, unknown_name
+from fxopt.errors import OptionError, VerifyError, check_choice
 from fxopt.graph_module import GraphModule
 from fxopt.interpreter import Interpreter, in_evaluation
+from fxopt.naming import check_patterns, fits
 from fxopt.rewrite import Rewriter
 from fxopt.verify import runner, seeded
 
@@ -117,7 +117,7 @@ class LowerPrecision:
         rewriter = Rewriter(graph)
         if graph.is_subgraph:
             return rewriter.result()
-        self._check_patterns(graph)
+        check_patterns(graph, self.keep)
         before, dtype = graph.copy(), HALF_DTYPES[self.dtype]
         lowering = _Lowering(rewriter, dtype, _too_large(graph, dtype))
         for node in list(graph.graph.nodes):
@@ -153,14 +153,7 @@ class LowerPrecision:
         )
 
     def _keeps(self, node: fx.Node) -> bool:
-        return any(_fits(node, pattern) for pattern in self.keep)
-
-    def _check_patterns(self, graph: GraphModule) -> None:
-        """Raise OptionError for a pattern that fits nothing."""
-        for pattern in self.keep:
-            if not any(_fits(node, pattern) for node in graph.graph.nodes):
-                paths = {node.meta["path"] for node in graph.graph.nodes if node.meta.get("path")}
-                raise unknown_name("layer, node or pattern of them:", pattern, paths)
+        return any(fits(node, pattern) for pattern in self.keep)
 
 
 @dataclass
@@ -337,11 +330,6 @@ def _dtype(value: Any) -> torch.dtype | None:
 def _short(node: fx.Node) -> str:
     dtype = _dtype(node) or next(filter(None, map(_dtype, node.users)))
     return str(dtype).removeprefix("torch.")
-
-
-def _fits(node: fx.Node, pattern: str) -> bool:
-    names = (node.name, node.meta.get("path") or node.name)
-    return any(fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*") for name in names)
 
 
 def _too_large(graph: GraphModule, dtype: torch.dtype) -> dict[str, float]:

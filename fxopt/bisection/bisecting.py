@@ -68,8 +68,9 @@ def bisect(
     if not (threshold is None or isinstance(threshold, (int, float))):
         raise OptionError(f"threshold must be a number, not {threshold!r}.")
     settings = Settings.of(
-        passes, dynamic_shapes, precision, "final", verify_inputs, tolerance, "raise", progress
-    )
+        passes, dynamic_shapes=dynamic_shapes, precision=precision, verify_inputs=verify_inputs,
+        tolerance=tolerance, progress=progress,
+    )  # fmt: skip
     if script is not None:
         check_place(Path(script))
     chosen = None if backend is None else resolve_backend(backend)

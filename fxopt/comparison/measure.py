@@ -78,7 +78,7 @@ def compare(
     numbers stay as they are. Raises OptionError, and CaptureError for the baseline.
     """
     say = progress or (lambda text: None)
-    checked = Settings.of(passes, None, None, verify, None, tolerance, "raise", None)
+    checked = Settings.of(passes, verify=verify, tolerance=tolerance)
     variants = variants_of(model, dynamic_shapes)
     plan = Plan(
         backends_of(backends, variants),

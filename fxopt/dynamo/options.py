@@ -52,10 +52,7 @@ class Options:
         backend = resolve_backend(given.get("backend", "eager"), _of_backend(given))
         check_available(backend)
         settings = {name: given[name] for name in _COMPILE if name in given}
-        Settings.of(
-            settings.get("passes"), None, None, settings.get("verify", "final"), None,
-            settings.get("tolerance"), settings.get("on_error", "raise"), None,
-        )  # fmt: skip
+        Settings.of(**{name: value for name, value in settings.items() if name != "backend"})
         return cls(training, fallback, variants, {**settings, "backend": backend})
 
 

@@ -17,11 +17,11 @@ from fxopt.compile import unwrapped
 from fxopt.errors import FxoptError, OptionError, unknown_name
 from fxopt.graph_module import GraphModule
 from fxopt.inputs import infer_inputs
+from fxopt.progress import bar
 from fxopt.pruning.computed_weights import analysed
 from fxopt.pruning.importance import importance_of, score
 from fxopt.pruning.removal import remove_proven
 from fxopt.pruning.selection import gone_of
-from fxopt.sensitivity.bar import bar
 from fxopt.sensitivity.result import Row, Sensitivity
 from fxopt.sensitivity.state import State
 
@@ -72,7 +72,7 @@ def sensitivity(
         }
         kept.write()
     jobs = _jobs(measured, wanted, kept)
-    with bar(len(jobs) + (kept.baseline is None), shown=progress) as tick:
+    with bar("sensitivity", len(jobs) + (kept.baseline is None), shown=progress) as tick:
         if kept.baseline is None:
             tick("unpruned")
             kept.baseline = _value(evaluate(graph.copy()), "the model as it is")

@@ -11,6 +11,7 @@ from torch import nn
 
 import fxopt
 from fxopt.passes import FoldConstants
+from fxopt.quantization.operator import fake_quantize
 from fxopt.testing import check_pass, noisy
 
 
@@ -200,3 +201,31 @@ def test_half_precision_folds_in_its_own_dtype(dtype: torch.dtype) -> None:
         FoldConstants(), Scaled().to(dtype), torch.randn(4).to(dtype),
         after={"mul": 1, "add": 0}, double=False, tolerance=0.0,
     )  # fmt: skip
+
+
+class Rounded(nn.Module):
+    """A scaled weight, rounded in groups, and laid out for a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 6))
+        self.gain = nn.Parameter(torch.rand(4, 1) + 0.5)
+        self.register_buffer("scale", torch.rand(4, 2, 1) / 50 + 0.01)
+        self.register_buffer("zero_point", torch.zeros(4, 2, 1, dtype=torch.int32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        groups = (self.weight * self.gain).view(4, 2, 3)
+        rounded = fake_quantize(groups, self.scale, self.zero_point, -127, 127)
+        return x @ rounded.view(4, 6).permute(1, 0)
+
+
+def test_folds_what_a_rounding_reads_and_nothing_behind_it() -> None:
+    graph, _ = check_pass(
+        FoldConstants(), Rounded(), torch.randn(2, 6),
+        before={"mul": 1, "fake_quantize": 1},
+        after={"mul": 0, "fake_quantize": 1, "permute": 1, "reshape": 1},
+        rewrites=1, misses=[],
+    )  # fmt: skip
+    graph(torch.randn(2, 6, dtype=torch.float64)).sum().backward()
+    (weight,) = (value for value in graph.constants().values() if isinstance(value, nn.Parameter))
+    assert weight.grad is not None and bool(weight.grad.any()), "it goes straight through"

@@ -19,21 +19,24 @@ Tick = Callable[[str], None]
 
 
 @contextlib.contextmanager
-def bar(total: int, *, shown: bool) -> Iterator[Tick]:
-    """Show how many of `total` steps are done; yields what names, and begins, the next one."""
+def bar(title: str, total: int | None, *, shown: bool) -> Iterator[Tick]:
+    """Show how many of `total` steps are done; yields what names, and begins, the next one.
+
+    Where nobody knows how many there are, `total` is None.
+    """
     columns = (
-        TextColumn("sensitivity"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TextColumn("left:"), TimeRemainingColumn(), TextColumn("{task.description}", markup=False),
     )  # fmt: skip
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not shown or not total) as progress:
+    with Progress(*columns, console=console, disable=not shown or total == 0) as progress:
         task = progress.add_task("", total=total)
-        begun = False
+        begun = 0
 
         def tick(text: str) -> None:
             nonlocal begun
-            progress.update(task, advance=int(begun), description=text)
-            begun = True
+            progress.update(task, completed=begun, description=text)
+            begun += 1
 
         yield tick
-        progress.update(task, completed=total, description="")
+        progress.update(task, completed=begun, total=begun, description="")

