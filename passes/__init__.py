@@ -30,6 +30,7 @@ from fxopt.passes.replace_einsum import ReplaceEinsum
 from fxopt.passes.replace_pools import ReplacePools
 from fxopt.passes.replace_shuffles import ReplaceShuffles
 from fxopt.passes.replace_slices import ReplaceSlices
+from fxopt.passes.round_weights import RoundWeights
 from fxopt.passes.simplify import Simplify
 from fxopt.passes.sink_permutes import SinkPermutes
 from fxopt.passes.sparsify_weights import SparsifyWeights
@@ -93,6 +94,7 @@ __all__ = [
     "ReplacePools",
     "ReplaceShuffles",
     "ReplaceSlices",
+    "RoundWeights",
     "Simplify",
     "SinkPermutes",
     "SparsifyWeights",

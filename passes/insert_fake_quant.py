@@ -40,6 +40,7 @@ from fxopt.errors import OptionError, check_choice
 from fxopt.graph_module import GraphModule
 from fxopt.naming import check_patterns, fits
 from fxopt.quantization.calibration import calibrate
+from fxopt.quantization.histogram import Histogram
 from fxopt.quantization.operator import fake_quantize
 from fxopt.quantization.placement import Placement, Value, called, channel_axis, place
 from fxopt.quantization.policy import Policy, policy_of
@@ -144,7 +145,7 @@ class InsertFakeQuant:
             graph, [value.node for value in placement.values], self.calibration,
             samples=self.samples, progress=self.progress,
         )  # fmt: skip
-        schemes = self._activation_schemes(placement, policy)
+        schemes = self._activation_schemes(placement, policy, seen)
         ranges = [
             range_of(seen[value.node], schemes[value.group], self.method)
             for value in placement.values
@@ -164,13 +165,25 @@ class InsertFakeQuant:
 
     # -- activations --------------------------------------------------------------------------
 
-    def _activation_schemes(self, placement: Placement, policy: Policy) -> dict[int, Scheme]:
-        """Return the scheme of each group: the most bits that any of its readers asks for."""
+    def _activation_schemes(
+        self, placement: Placement, policy: Policy, seen: Mapping[fx.Node, Histogram]
+    ) -> dict[int, Scheme]:
+        """Return the scheme of each group: the most bits that any of its readers asks for.
+
+        Where one asks for the zero point 0, and there are negative numbers, it is symmetric.
+        """
         bits: dict[int, int] = {}
         for value in placement.values:
             asked = [self._bits_of(reader)[1] for reader in value.readers]
             bits[value.group] = max(bits.get(value.group, 0), *asked)
-        return {group: replace(policy.activations, bits=most) for group, most in bits.items()}
+        centered = {value.group for value in placement.values if value.centered}
+        negative = {value.group for value in placement.values if seen[value.node].low < 0}
+        return {
+            group: Scheme(bits=most, symmetric=True, signed=True)
+            if group in centered & negative
+            else replace(policy.activations, bits=most)
+            for group, most in bits.items()
+        }
 
     def _round_values(
         self,

@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 VERBS = (
     "expand", "fold", "fuse", "insert", "lower", "merge", "move", "prune", "remove", "replace",
-    "simplify", "sink", "sparsify",
+    "round", "simplify", "sink", "sparsify",
 )  # fmt: skip
 
 DOC = '''"""Say in one sentence what this pass does.

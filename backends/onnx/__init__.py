@@ -43,6 +43,7 @@ class Onnx:
 
     name: ClassVar[str] = "onnx"
     suffix: ClassVar[str] = ".onnx"
+    quantization: ClassVar[str] = "onnx"  # whose kernels precision="int8" is for
 
     def __post_init__(self) -> None:
         if isinstance(self.providers, str):
@@ -85,16 +86,19 @@ class Onnx:
         """What ONNX says in fewer nodes than the graph: see each pass."""
         from fxopt.backends.onnx.flatten_tokens import FlattenTokens
         from fxopt.backends.onnx.fold_group_norms import FoldGroupNorms
+        from fxopt.backends.onnx.repeat_roundings import RepeatRoundings
         from fxopt.backends.onnx.replace_linears_by_convs import ReplaceLinearsByConvs
         from fxopt.passes.expand_attention import ExpandAttention
         from fxopt.passes.merge_moves import MergeMoves
 
+        on_cpu = self.providers[0] == "CPUExecutionProvider"
         return (
             ExpandAttention(),
             FoldGroupNorms(),
             ReplaceLinearsByConvs(),  # before flattening: it saves whole transpositions
             FlattenTokens(),
             MergeMoves(),  # what flattening left beside a permute
+            *((RepeatRoundings(),) if on_cpu else ()),  # last: it separates moves
         )
 
     def missing(self) -> str | None:

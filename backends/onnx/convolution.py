@@ -6,6 +6,7 @@ from typing import Any
 
 from fxopt.backends.onnx.describe import shape_of
 from fxopt.backends.onnx.emit import Emitter, Value
+from fxopt.backends.onnx.quantization import bias as quantized_bias
 from fxopt.backends.onnx.registry import emits
 
 
@@ -72,19 +73,28 @@ def _convolve(
     dilations: list[int],
     groups: int,
 ) -> Value:
-    value, added = batched(e, x, len(strides))
+    value, is_added = batched(e, x, len(strides))
+    kernel = e.value(weight)
+    within, behind = quantized_bias(e, x, weight, bias)
     result = e.op(
         "Conv",
         value,
-        weight,
-        bias,
+        kernel,
+        within,
         strides=strides,
         pads=pads,
         dilations=dilations,
         group=groups,
         kernel_shape=_kernel(weight),
     )
-    return e.op("Squeeze", result, [0]) if added else result
+    return _finished(e, result, behind, is_added, len(strides))
+
+
+def _finished(e: Emitter, result: Value, bias: Value | None, is_added: bool, spatial: int) -> Value:
+    """Add what the layer could not add, and remove the batch dimension that was added."""
+    if bias is not None:
+        result = e.op("Add", result, e.op("Unsqueeze", bias, list(range(1, spatial + 1))))
+    return e.op("Squeeze", result, [0]) if is_added else result
 
 
 def _kernel(weight: Any) -> list[int] | None:
@@ -105,13 +115,15 @@ def _conv_transpose(
     dilation: Any,
 ) -> Value:
     n = len(shape_of(weight)) - 2
-    value, added = batched(e, x, n)
+    value, is_added = batched(e, x, n)
+    kernel = e.value(weight)
+    within, behind = quantized_bias(e, x, weight, bias)
     pads = spread(padding, n)
     result = e.op(
         "ConvTranspose",
         value,
-        weight,
-        bias,
+        kernel,
+        within,
         strides=spread(stride, n),
         pads=pads + pads,
         output_padding=spread(output_padding, n),
@@ -119,7 +131,7 @@ def _conv_transpose(
         group=groups,
         kernel_shape=_kernel(weight),
     )
-    return e.op("Squeeze", result, [0]) if added else result
+    return _finished(e, result, behind, is_added, n)
 
 
 @emits("convolution")

@@ -167,7 +167,9 @@ class Emitter(Builder):
                 changed = change(*given).clone(memory_format=torch.contiguous_format)
             name = self.reserve(f"{nodes[0].target}.{how}")
             self.shared[key] = self.initializer(name, tensor_of(changed, name))
-        return self._shadow(self.shared[key], given[0].dtype)
+        made = self.shared[key]
+        # integers made of floats have no shadow
+        return self._shadow(made, given[0].dtype) if _is(made, given[0].dtype) else made
 
     # -- shapes ---------------------------------------------------------------------------------
 
@@ -345,3 +347,7 @@ class Emitter(Builder):
             own = tensor.detach().clone(memory_format=torch.contiguous_format)
             self.shared[key] = self.initializer(unique, tensor_of(own, unique))
         return self.shared[key]
+
+
+def _is(value: Value, dtype: torch.dtype) -> bool:
+    return value.dtype == ONNX_DTYPES.get(dtype)

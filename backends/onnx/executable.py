@@ -25,6 +25,8 @@ _LEVELS = {
     "layout": "ORT_ENABLE_LAYOUT",
     "all": "ORT_ENABLE_ALL",
 }
+# Rounds weights that are floats to 8 bits where the activations around a layer are quantized.
+_ROUNDING = ("WeightBiasQuantization",)
 STATE_KEY = "fxopt.state"
 EMBEDDED = 1024  # constants of fewer bytes go inside the model that the runtime is given
 
@@ -163,7 +165,10 @@ class OnnxExecutable:
             settings.add_external_initializers(list(weights), self._kept)
         try:
             return onnxruntime.InferenceSession(
-                small.SerializeToString(), settings, providers=list(self.options.providers)
+                small.SerializeToString(),
+                settings,
+                providers=list(self.options.providers),
+                disabled_optimizers=list(_ROUNDING),
             )
         except Exception as error:
             raise LoweringError(

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxopt.backends.onnx import quantization
 from fxopt.backends.onnx.describe import shape_of
 from fxopt.backends.onnx.dtypes import FLOATS
 from fxopt.backends.onnx.emit import Emitter, Value
@@ -15,17 +16,28 @@ from fxopt.backends.onnx.registry import emits
 
 @emits("linear")
 def _linear(e: Emitter, x: Any, weight: Any, bias: Any) -> Value:
-    if len(shape_of(x)) == 2 and len(shape_of(weight)) == 2:
-        if _is_stored_turned(e, weight):
-            return e.op("Gemm", x, _transposed(e, weight), bias)
-        return e.op("Gemm", x, weight, bias, transB=1)
-    product = e.op("MatMul", x, _transposed(e, weight))
-    return product if bias is None else e.op("Add", product, bias)
+    is_gemm = len(shape_of(x)) == 2 and len(shape_of(weight)) == 2
+    is_turned = not is_gemm or _is_stored_turned(e, weight)
+    matrix = _transposed(e, weight) if is_turned else _matrix(e, weight)
+    within, behind = quantization.bias(e, x, weight, bias)
+    if is_gemm:
+        result = e.op("Gemm", x, matrix, within, transB=None if is_turned else 1)
+    else:
+        result = e.op("MatMul", x, matrix)
+        result = result if within is None else e.op("Add", result, within)
+    return result if behind is None else e.op("Add", result, behind)
+
+
+def _matrix(e: Emitter, weight: Any) -> Value:
+    is_left = quantization.is_left_to_linears(e, weight)
+    return quantization.weight(e, weight) if is_left else e.value(weight)
 
 
 def _transposed(e: Emitter, weight: Any) -> Value:
     if len(shape_of(weight)) < 2:
         return e.value(weight)
+    if quantization.is_left_to_linears(e, weight):
+        return quantization.weight(e, weight, turned=True)
     if _is_stored_turned(e, weight):
         return e.weight(weight, "T", lambda t: t.T)
     # a tied weight is stored once; the runtime turns it when it loads
@@ -37,6 +49,8 @@ def _is_stored_turned(e: Emitter, weight: Any) -> bool:
 
     A MatMul needs it transposed; a Gemm takes it either way.
     """
+    if quantization.is_left_to_linears(e, weight):
+        return any(len(shape_of(user.args[0])) != 2 for user in weight.users)
     tensor = e.tensor(weight)
     if tensor is None:
         return False

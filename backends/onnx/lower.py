@@ -163,6 +163,7 @@ def _output(
 def _model(
     emitter: Emitter, graph: GraphModule, inputs: list[Value], outputs: list[Value], opset: int
 ) -> ir.Model:
+    _drop_unused(emitter, outputs)
     emitter.name_all()
     used = [value for value in emitter.initializers.values() if value.uses()]
     initializers = [*used, *emitter.state.values()]
@@ -182,6 +183,18 @@ def _model(
         ir_version=IR_VERSION if opset < 23 else 11,
         producer_name="fxopt",
     )
+
+
+def _drop_unused(emitter: Emitter, outputs: list[Value]) -> None:
+    """Drop what nobody reads: views of weights whose integers were taken from the weight itself."""
+    kept = []
+    for made in reversed(emitter.nodes):
+        if any(v.uses() or v.is_graph_output() or v in outputs for v in made.outputs):
+            kept.append(made)
+        else:
+            for index in range(len(made.inputs)):
+                made.replace_input_with(index, None)
+    emitter.nodes[:] = reversed(kept)
 
 
 def check(model: ir.Model) -> None:

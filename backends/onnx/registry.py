@@ -30,6 +30,7 @@ SUBJECTS = (
     "recurrent",
     "padding",
     "control",
+    "quantization",
 )
 
 

@@ -52,6 +52,7 @@ class OpenVino:
 
     name: ClassVar[str] = "openvino"
     suffix: ClassVar[str] = ".ovx"
+    quantization: ClassVar[str] = "openvino"  # whose kernels precision="int8" is for
 
     def __post_init__(self) -> None:
         for option in ("threads", "streams"):
@@ -78,7 +79,7 @@ class OpenVino:
         """What the onnx backend does, for the graph goes through ONNX."""
         from fxopt.backends.onnx import Onnx
 
-        return Onnx().legalize
+        return Onnx(providers=("OpenVINOExecutionProvider",)).legalize
 
     def missing(self) -> str | None:
         """Return None where OpenVINO is installed, else what to install."""

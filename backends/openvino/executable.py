@@ -216,12 +216,14 @@ def _setting(compiled: Any, options: OpenVino) -> str:
 
 
 def _is_quantized(layer: Any) -> bool:
-    """Whether a layer of a compiled model multiplies integers of 8 bits."""
+    """Whether a layer of a compiled model multiplies integers of 8 bits, and not floats by them."""
     about = layer.get_rt_info()
-    kind, precision = (
-        str(about[key].value) if key in about else "" for key in ("layerType", "runtimePrecision")
+    kind, precision, kernel = (
+        str(about[key].value) if key in about else ""
+        for key in ("layerType", "runtimePrecision", "primitiveType")
     )
-    return kind in _MULTIPLYING and precision in ("i8", "u8")
+    is_float = kernel.endswith(("f32", "f16", "bf16"))
+    return kind in _MULTIPLYING and precision in ("i8", "u8") and not is_float
 
 
 def _told(compiled: Any, name: str) -> Any:

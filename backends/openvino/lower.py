@@ -41,6 +41,7 @@ _EXACT = {
     "abs", "add", "argmax", "argsort", "bitwise_and", "bitwise_xor", "embedding", "eq", "gather",
     "gt", "index", "index_select", "maximum", "minimum", "mul", "neg", "sort", "sub", "to",
     "_to_copy", "topk", "where",
+    "fake_quantize",  # of 16 bits at most
 }  # fmt: skip
 _INTEGERS = (torch.int64, torch.int32)
 _IN_MEMORY = "*/_ORT_MEM_ADDR_/*"  # as the place of a constant: its offset is an address

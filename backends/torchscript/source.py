@@ -15,6 +15,7 @@ from torch._ops import OpOverload
 
 from fxopt.errors import LoweringError
 from fxopt.graph_module import GraphModule
+from fxopt.quantization.operator import fake_quantize
 
 aten = torch.ops.aten
 
@@ -210,6 +211,15 @@ def _infix(mark: str) -> Callable[..., str]:
     return lambda node, a, b: _as_number(node, f"{a} {mark} {b}")
 
 
+def _fake_quantize(node: fx.Node, x: str, scale: str, zero: str, qmin: str, qmax: str) -> str:
+    """clamp(round(x / s), qmin − z, qmax − z) · s, halves in float32; libtorch has no such call"""
+    dtype = node.meta["val"].dtype
+    wide = torch.float64 if dtype is torch.float64 else torch.float32
+    scale, zero = f"{scale}.to({wide})", f"{zero}.to({wide})"
+    steps = f"torch.round(torch.div({x}.to({wide}), {scale}))"
+    return f"torch.mul(torch.clamp({steps}, {qmin} - {zero}, {qmax} - {zero}), {scale}).to({dtype})"
+
+
 _SPECIAL: Mapping[Any, Callable[..., str]] = {
     **{function: _infix(mark) for function, mark in _INFIX.items()},
     operator.neg: lambda node, a: f"-{a}",
@@ -236,4 +246,5 @@ _SPECIAL: Mapping[Any, Callable[..., str]] = {
     aten._assert_scalar.default: lambda node, a, message: f"assert bool({a}), {message}",
     aten.sym_constrain_range_for_size.default: lambda node, *_: "pass",
     aten.sym_constrain_range.default: lambda node, *_: "pass",
+    fake_quantize: _fake_quantize,
 }

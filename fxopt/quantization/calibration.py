@@ -49,7 +49,7 @@ def calibrate(
     interpreter = Interpreter(twin)
     seen = 0
     with bar("calibration", samples, shown=progress) as tick:
-        for number, (flat, rows) in enumerate(_inputs(graph, data, samples)):
+        for number, (flat, rows) in enumerate(inputs_for(graph, data, samples)):
             tick("")
             _observe(interpreter, flat, wanted, number)
             for _ in range(rows - 1):
@@ -82,8 +82,13 @@ def _observe(
 # -- batches --------------------------------------------------------------------------------------
 
 
-def _inputs(graph: GraphModule, data: Any, samples: int) -> Iterator[tuple[list[Any], int]]:
-    """Yield flat inputs as the graph takes them, and how many samples each holds."""
+def inputs_for(
+    graph: GraphModule, data: Any, samples: int
+) -> Iterator[tuple[list[Any], int]]:
+    """Yield flat inputs as the graph takes them, and how many samples each holds.
+
+    `data` and errors are those of `calibrate`; it ends with the batch that holds sample `samples`.
+    """
     signature = graph.info.signature
     assert signature is not None
     if data is None:

@@ -34,11 +34,15 @@ Obstacle = Callable[[fx.Node], str | None]  # why a call is to stay float
 
 @dataclass
 class Value:
-    """An activation that is rounded, and those who read it rounded; `group` shares one scale."""
+    """An activation that is rounded, and those who read it rounded; `group` shares one scale.
+
+    A `centered` one has to have the zero point 0.
+    """
 
     node: fx.Node
     readers: list[fx.Node]
     group: int
+    centered: bool
 
 
 @dataclass
@@ -80,6 +84,7 @@ class _Walk:
     absorbed: set[fx.Node] = field(default_factory=set)  # calls that a kernel before them takes in
     weights: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
     floats: list[tuple[fx.Node, str]] = field(default_factory=list)
+    centered: set[fx.Node] = field(default_factory=set)
     scales: Any = field(default_factory=networkx.utils.UnionFind)
 
     def demand_of_layers(self) -> None:
@@ -120,7 +125,7 @@ class _Walk:
         values = []
         for root in sorted(self.wanted, key=order.__getitem__):
             group = groups.setdefault(self.scales[root], len(groups))
-            values.append(Value(root, list(self._readers(root)), group))
+            values.append(Value(root, list(self._readers(root)), group, root in self.centered))
         return Placement(values, self.weights, self.floats)
 
     # -- what follows from what ---------------------------------------------------------------
@@ -131,6 +136,8 @@ class _Walk:
         for operand in operands:
             roots = list(self._roots(operand, note=True))
             self.wanted.update(dict.fromkeys(roots))
+            if called(node) in self.policy.centered:
+                self.centered.update(roots)
             if len(roots) > 1:
                 self.scales.union(*roots)
         end = self._end(node)

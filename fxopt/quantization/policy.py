@@ -53,6 +53,7 @@ class Policy:
     absorbs     what the kernel before it computes on its way out, before it rounds; "aten::add" of
                 a second tensor stands for the residual sum
     rounds      layers and calls whose kernels return integers only, whoever reads them
+    centered    calls whose kernels take the zero point 0 only
     """
 
     name: str
@@ -61,6 +62,7 @@ class Policy:
     reads: frozenset[str] = frozenset()
     absorbs: frozenset[str] = frozenset()
     rounds: frozenset[str] = frozenset()
+    centered: frozenset[str] = frozenset()
     activations: Scheme = AFFINE
     weights: Scheme = PER_CHANNEL
 
@@ -86,6 +88,7 @@ POLICIES = {
             products=_PRODUCTS,
             reads=_operators("add mul") | _POOLS,
             absorbs=_ACTIVATIONS,
+            centered=_PRODUCTS | _TRANSPOSED,
         ),
         # oneDNN from PyTorch: like OpenVINO, whose kernels are oneDNN's, but products stay float.
         Policy(

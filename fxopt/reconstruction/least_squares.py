@@ -72,7 +72,7 @@ def _solutions(rows: Rows, old: Linear) -> list[Linear]:
     x_mean = y_mean = torch.zeros((), dtype=torch.float64, device=rows.x.device)
     if old.bias is not None:
         x_mean, y_mean = (part.mean(0, dtype=torch.float64) for part in (rows.x, rows.y))
-    gram, mixed = _products(rows, x_mean, y_mean)
+    gram, mixed = products(rows, x_mean, y_mean)
     diagonal = gram.diagonal(dim1=1, dim2=2)
     unit = diagonal.mean(1, keepdim=True)  # of each group
     there, found = torch.zeros_like(unit), []
@@ -89,7 +89,7 @@ def _solutions(rows: Rows, old: Linear) -> list[Linear]:
     return found
 
 
-def _products(
+def products(
     rows: Rows, x_mean: torch.Tensor, y_mean: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return XᵀX [groups, inputs, inputs] and XᵀY [groups, inputs, outputs]."""

@@ -13,6 +13,7 @@ from torch import fx
 
 from fxopt.graph_module import GraphModule
 from fxopt.interpreter import Interpreter, in_evaluation
+from fxopt.kernels import Kernel
 from fxopt.objective import ObjectiveError, flat_inputs_of
 from fxopt.reconstruction.layers import Layer, layers_of
 from fxopt.reconstruction.least_squares import Linear, Rows, fit
@@ -54,9 +55,9 @@ def reconstruct(
     """
     layers, skipped = layers_of(smaller, original)
     flat = [flat_inputs_of(original, batch) for batch in batches]
-    samples = _sampled(original, pick, layers, flat)
+    samples = sampled(original, pick, layers, flat)
     fits = []
-    walk = _Walk(in_evaluation(smaller), flat)
+    walk = Walk(in_evaluation(smaller), flat)
     for node in smaller.graph.nodes:
         layer = layers.get(node.name)
         if layer is not None:
@@ -73,7 +74,7 @@ def reconstruct(
 
 
 @dataclass
-class _Sample:
+class Sample:
     """What the original returned in one batch at some positions: [positions, groups, outputs]."""
 
     positions: torch.Tensor
@@ -82,31 +83,31 @@ class _Sample:
     other: torch.Tensor | None  # what y was to be added to, also per scale
 
 
-def _sampled(
+def sampled(
     original: GraphModule, pick: Pick, layers: dict[str, Layer], flat: Sequence[list[Any]]
-) -> dict[str, list[_Sample]]:
+) -> dict[str, list[Sample]]:
     """Run the original batch by batch; return what the originals of layers return."""
-    draw = _Draw(len(flat))
-    found: dict[str, list[_Sample]] = {name: [] for name in layers}
+    draw = Draw(len(flat))
+    found: dict[str, list[Sample]] = {name: [] for name in layers}
     evaluated = in_evaluation(original)
     for inputs in flat:
-        walk = _Walk(evaluated, [inputs])
+        walk = Walk(evaluated, [inputs])
         for node in evaluated.graph.nodes:
             (value,) = walk.run(node)
             if node.name not in layers:
                 continue
             layer = layers[node.name]
             y, other = pick(node.name, value), None
-            positions, held_out = draw(node.name, layer, y)
+            positions, held_out = draw(node.name, layer.kernel, y)
             if layer.sum is not None:
                 (added,) = walk.values(layer.sum.other)
                 other = _scaled(layer, pick(layer.sum.other, added), positions)
             rows = returned(y, layer.kernel.groups, len(layer.kernel.axes), positions)
-            found[node.name].append(_Sample(positions, held_out, rows, other))
+            found[node.name].append(Sample(positions, held_out, rows, other))
     return found
 
 
-class _Draw:
+class Draw:
     """Draws positions of layers, and says which of them belong to inputs held out."""
 
     def __init__(self, batches: int) -> None:
@@ -115,13 +116,13 @@ class _Draw:
         self._seen: Counter[str] = Counter()  # inputs, by layer
 
     def __call__(
-        self, name: str, layer: Layer, y: torch.Tensor
+        self, name: str, kernel: Kernel, y: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return positions of what a layer returned for a batch, and which are held out."""
-        space = len(layer.kernel.axes)
+        space = len(kernel.axes)
         count = position_count(y.shape, space)
         inputs = y.shape[0] if y.dim() > space + 1 else 1
-        most = max(ROWS_PER_UNKNOWN * math.prod(layer.kernel.shape[1:]), ROWS)
+        most = max(ROWS_PER_UNKNOWN * math.prod(kernel.shape[1:]), ROWS)
         positions = torch.randperm(count, generator=self._generator)
         positions = positions[: math.ceil(most / self._batches)]
         number = self._seen[name] + positions // max(count // max(inputs, 1), 1)
@@ -130,20 +131,22 @@ class _Draw:
         return positions.to(y.device), held_out.to(y.device)
 
 
-def _fit(
-    layer: Layer, node: fx.Node, graph: GraphModule, samples: list[_Sample], walk: _Walk
-) -> Fit | str | None:
-    """Give a layer the weights that fit; return the errors, or why not; None where it is exact."""
-    source: Any = node.args[0]
+def rows_of(
+    layer: Layer, reads: Sequence[Any], adds: Sequence[Any], samples: Sequence[Sample]
+) -> tuple[Rows, Rows] | str:
+    """Return what a layer reads and should return, to fit to and held out; or why that is too few.
+
+    `reads` and `adds` are, in every batch, what it is given, and what its output is added to.
+    """
     x = torch.cat([
         _wide(read(value, layer.kernel, sample.positions))
-        for value, sample in zip(walk.values(source.name), samples, strict=True)
+        for value, sample in zip(reads, samples, strict=True)
     ])  # fmt: skip
     y = torch.cat([_wide(sample.y) for sample in samples])
     if layer.sum is not None:
         y += torch.cat([
             _lacks(sample.other, _scaled(layer, value, sample.positions))
-            for value, sample in zip(walk.values(layer.sum.other), samples, strict=True)
+            for value, sample in zip(adds, samples, strict=True)
             if sample.other is not None
         ])  # fmt: skip
     for what, rows in (("reads", x), ("should return", y)):
@@ -155,6 +158,19 @@ def _fit(
     held_out = torch.cat([sample.held_out for sample in samples])
     if min(int(held_out.sum()), int((~held_out).sum())) < LEAST_HELD_OUT:
         return f"{int(held_out.sum())} positions in every eighth input are too few to judge by"
+    return Rows(x[~held_out], y[~held_out]), Rows(x[held_out], y[held_out])
+
+
+def _fit(
+    layer: Layer, node: fx.Node, graph: GraphModule, samples: list[Sample], walk: Walk
+) -> Fit | str | None:
+    """Give a layer the weights that fit; return the errors, or why not; None where it is exact."""
+    source: Any = node.args[0]
+    adds = () if layer.sum is None else walk.values(layer.sum.other)
+    rows = rows_of(layer, walk.values(source.name), adds, samples)
+    if isinstance(rows, str):
+        return rows
+    given, judged = rows
     weight = graph.constant(layer.weight)
     bias = None if layer.bias is None else graph.constant(layer.bias)
     groups = layer.kernel.groups
@@ -162,12 +178,11 @@ def _fit(
         weight.detach().reshape(groups, weight.shape[0] // groups, -1),
         None if bias is None else bias.detach().reshape(groups, -1),
     )
-    judged = Rows(x[held_out], y[held_out])
-    spread = _spread(judged.y)
+    spread = spread_of(judged.y)
     before = float(old.errors(judged).sum()) / spread
     if before < _EXACT:
         return None
-    new = fit(Rows(x[~held_out], y[~held_out]), judged, old)
+    new = fit(given, judged, old)
     with torch.no_grad():
         weight.copy_(new.weight.reshape(weight.shape))
         if bias is not None and new.bias is not None:
@@ -190,7 +205,7 @@ def _lacks(wanted: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
     return torch.where(wanted == found, 0, wanted - found)
 
 
-def _spread(y: torch.Tensor) -> float:
+def spread_of(y: torch.Tensor) -> float:
     """Return Σ (y − its mean)², or Σ y² where y is constant."""
     wide = y.double()
     whole = float(wide.square().sum())
@@ -202,7 +217,7 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-class _Walk:
+class Walk:
     """Runs a graph on several batches: every node once, in order.
 
     A value goes when no later node needs it.
@@ -219,6 +234,15 @@ class _Walk:
         own = self._nodes[node.name]
         with torch.no_grad():
             return [run.advance(own) for run in self._runs]
+
+    def replace(self, name: str, value: Any) -> None:
+        """Let the node of that name, which has run, have another value in every batch."""
+        for run in self._runs:
+            run.env[self._nodes[name]] = value
+
+    def knows(self, name: str) -> bool:
+        """Whether the node of that name has run, and its value is still needed."""
+        return self._nodes[name] in self._runs[0].env
 
     def values(self, name: str) -> list[Any]:
         """Return the value of the node of that name in every batch."""
