@@ -28,6 +28,7 @@ import fxopt
 Call = Callable[[], Any]
 ENGINES: dict[str, Callable[[Task], Call]] = {}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+CALIBRATED_ON = 8  # random batches: for times, not for accuracy
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,23 @@ class Task:
 
     def typed(self) -> tuple[torch.nn.Module, torch.Tensor]:
         """Return a copy of the model, and the input, in the precision."""
+        if self.precision not in DTYPES:
+            raise NotOffered("not as it is: see the engines that quantize")
         dtype = DTYPES[self.precision]
         x = self.x.to(dtype) if self.x.is_floating_point() else self.x
         return copy.deepcopy(self.model).to(dtype), x
+
+
+    def calibration(self) -> list[torch.Tensor]:
+        """Return inputs like the one to run, to calibrate on."""
+        generator = torch.Generator().manual_seed(0)
+        if not self.x.is_floating_point():
+            largest = int(self.x.max()) + 1
+            return [
+                torch.randint(largest, self.x.shape, generator=generator).to(self.x.dtype)
+                for _ in range(CALIBRATED_ON)
+            ]
+        return [torch.randn(self.x.shape, generator=generator) for _ in range(CALIBRATED_ON)]
 
 
 class NotOffered(Exception):
@@ -65,8 +80,8 @@ def engine(name: str) -> Callable[[Callable[[Task], Call]], Callable[[Task], Cal
 
 @engine("eager")
 def eager(task: Task) -> Call:
-    """The model as it is."""
-    model, x = task.typed()
+    """The model as it is; in float32 beside those that are quantized."""
+    model, x = (task.model, task.x) if task.precision == "int8" else task.typed()
     return lambda: model(x)
 
 
@@ -141,6 +156,8 @@ def openvino(task: Task) -> Call:
         import openvino as ov
     except ImportError:
         raise NotOffered("openvino is not installed") from None
+    if task.precision == "int8":
+        raise NotOffered("see NNCF")
     hints = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
     core = ov.Core()
     content = _exported(Task(task.model, task.x, "fp32", task.threads))
@@ -152,15 +169,39 @@ def openvino(task: Task) -> Call:
     return lambda: request.infer([x], share_inputs=True, share_outputs=True)
 
 
+# -- others that quantize -----------------------------------------------------------------------
+
+
+def _quantized(how: str) -> Callable[[Task], Call]:
+    def build(task: Task) -> Call:
+        import quantizers
+
+        if task.precision != "int8":
+            raise NotOffered("it quantizes")
+        call = getattr(quantizers, how)(task.model, task.calibration(), task.threads)
+        return lambda: call(task.x)
+
+    return build
+
+
+ENGINES["ONNX Runtime, quantize_static"] = _quantized("onnx_runtime")
+ENGINES["OpenVINO, NNCF"] = _quantized("nncf")
+ENGINES["Inductor, torchao PT2E"] = _quantized("torchao")
+
+
 # -- ours ---------------------------------------------------------------------------------------
 
 
 def _ours(backend: str) -> Callable[[Task], Call]:
     def build(task: Task) -> Call:
-        if task.precision != "fp32" and backend != "eager":
-            raise NotOffered(f"fxopt {backend} is raced in float32")
+        if task.precision not in ("fp32", "int8") and backend != "eager":
+            raise NotOffered(f"fxopt {backend} is raced in float32 and int8")
+        if task.precision == "int8" and backend == "auto":
+            raise NotOffered("each engine rounds elsewhere")
         options: dict[str, Any] = {} if backend == "eager" else {"threads": task.threads}
         precision = None if task.precision == "fp32" else task.precision
+        if precision == "int8":
+            options["calibration"] = task.calibration()
         compiled = fxopt.compile(
             task.model, task.x, backend=backend, precision=precision, verify="off", **options
         )

@@ -1,17 +1,20 @@
 """What rounding to integers costs in accuracy, on real networks and real data, beside the peers.
 
     python tools/quantize_accuracy.py [resnet56 vgg16 mobilenet_v2 denoiser]
-        [--by onnx openvino eager ort nncf] [--bits w8a8] [--draws 5] [--samples 256] [--state FILE]
+        [--by onnx openvino eager ort nncf] [--bits w8a8] [--round] [--draws 5] [--samples 256]
+        [--state FILE]
 
-`onnx`, `openvino` and `eager` are `fxopt.compile(precision="int8")` with that backend; `ort` is ONNX
-Runtime's `quantize_static` (QDQ, weights per channel, otherwise as it comes) of the float ONNX file
-of fxopt, `nncf` is `nncf.quantize` (as it comes) of the same file, run by OpenVINO. All calibrate on
-the same images, drawn from those that no training saw; each draw is another choice of them.
+`onnx`, `openvino` and `eager` are `fxopt.compile(precision="int8")` with that backend, with --round
+the pass RoundWeights behind it; `ort` is ONNX Runtime's `quantize_static` (QDQ, weights per
+channel, otherwise as it comes) of fxopt's float ONNX file, `nncf` is `nncf.quantize` (as it comes)
+of that file, run by OpenVINO. All calibrate on the same images, drawn from those that no training
+saw; each draw is another choice of them.
 
-    resnet56, vgg16   points of accuracy lost on the 10,000 test images of CIFAR-10
-    mobilenet_v2      of 20 photographs of ImageNet how many are right; on 213 photographs of cats and
-                      dogs how often it says what the float model says, and the SQNR of its logits
-    denoiser          decibels of PSNR lost on 40 crops with noise; calibrated on other photographs
+    resnet56, vgg16   accuracy on the 10,000 test images of CIFAR-10, in percent
+    mobilenet_v2      of 20 photographs of ImageNet how many are right; on other photographs, of
+                      cats and dogs, how often it says what the float model says, in percent, and
+                      the signal-to-quantization-noise ratio of its logits, in dB
+    denoiser          PSNR on 40 crops with noise, in dB; calibrated on other photographs
 
 Rows that FILE holds are not measured again.
 """
@@ -25,7 +28,6 @@ import json
 import math
 import random
 import statistics
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
@@ -35,6 +37,7 @@ from typing import Any
 import assets
 import cifar
 import numpy as np
+import quantizers
 import restoration
 import torch
 from PIL import Image
@@ -43,7 +46,7 @@ from rich.table import Table
 
 import fxopt
 from fxopt.files import atomic_path
-from fxopt.passes import ExpandAttention, InsertFakeQuant
+from fxopt.passes import ExpandAttention, InsertFakeQuant, RoundWeights
 from fxopt.vision import import_torchvision
 
 Model = Callable[[torch.Tensor], torch.Tensor]
@@ -93,7 +96,7 @@ class MobileNet:
         return random.Random(draw).sample(images, min(samples, len(images)))
 
     def figures(self, model: Model) -> dict[str, float]:
-        """Return how many of 20 are right, and how the model agrees with the float one on others."""
+        """Return how many of 20 are right, and how the model agrees with the float one."""
         right = sum(int(model(image).argmax()) == label for image, label in _imagenet())
         agreed, signal, noise = 0, 0.0, 0.0
         with torch.no_grad():
@@ -167,74 +170,33 @@ def _photographs(folder: str) -> list[torch.Tensor]:
 # -- quantizers ------------------------------------------------------------------------------------
 
 
-def quantized(subject: Any, by: str, batches: Sequence[torch.Tensor], bits: str) -> Model:
+def quantized(subject: Any, key: dict[str, Any], batches: Sequence[torch.Tensor]) -> Model:
     """Return the integer model that one of us, or of the peers, makes of a float model."""
+    by = key["by"].split(",")[0]
     if by in ENGINES:
-        return _ours(subject, by, batches, bits)
-    if bits != "w8a8":
+        return _ours(subject, by, batches, key["bits"], rounds="," in key["by"])
+    if key["bits"] != "w8a8":
         raise SystemExit(f"{by} is measured with 8 bits only")
-    return {"ort": _by_ort, "nncf": _by_nncf}[by](subject, batches)
+    quantize = {"ort": quantizers.onnx_runtime, "nncf": quantizers.nncf}[by]
+    return quantize(subject.model, _fitting(subject, batches), torch.get_num_threads())
 
 
-def _ours(subject: Any, backend: str, batches: Sequence[torch.Tensor], bits: str) -> Model:
+def _ours(
+    subject: Any, backend: str, batches: Sequence[torch.Tensor], bits: str, rounds: bool
+) -> Model:
     insert = InsertFakeQuant(batches, target=backend, bits=bits, samples=10**6)
+    more = [RoundWeights(batches, samples=10**6)] if rounds else []
     return fxopt.compile(
         subject.model, torch.cat([*batches[:1]])[: subject.shape[0]], backend=backend,
-        passes=["default", ExpandAttention(), insert],
+        passes=["default", ExpandAttention(), insert, *more],
     )  # fmt: skip
 
 
-def _float_file(subject: Any, folder: str) -> str:
-    path = Path(folder) / "float.onnx"
-    fxopt.compile(subject.model, torch.rand(subject.shape), backend="onnx").save(path)
-    return str(path)
-
-
-def _fitting(subject: Any, batches: Sequence[torch.Tensor]) -> list[np.ndarray[Any, Any]]:
-    """Return the images in batches of exactly the size that the file was written for."""
+def _fitting(subject: Any, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return the images in batches of exactly the size that a file is written for."""
     images, size = torch.cat(list(batches)), subject.shape[0]
     rows = torch.arange(math.ceil(len(images) / size) * size) % len(images)
-    return [part.numpy() for part in images[rows].split(size)]
-
-
-def _by_ort(subject: Any, batches: Sequence[torch.Tensor]) -> Model:
-    import onnxruntime
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):
-        def __init__(self, name: str) -> None:
-            self.left = iter([{name: one} for one in _fitting(subject, batches)])
-
-        def get_next(self) -> Any:
-            return next(self.left, None)
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = _float_file(subject, folder)
-        prepared, done = f"{folder}/prepared.onnx", f"{folder}/quantized.onnx"
-        quant_pre_process(path, prepared)
-        name = onnxruntime.InferenceSession(path).get_inputs()[0].name
-        quantize_static(
-            prepared, done, Reader(name), quant_format=QuantFormat.QDQ, per_channel=True
-        )
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        session = onnxruntime.InferenceSession(done, options)
-    return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
-
-
-def _by_nncf(subject: Any, batches: Sequence[torch.Tensor]) -> Model:
-    import nncf
-    import openvino
-
-    core = openvino.Core()
-    with tempfile.TemporaryDirectory() as folder:
-        model = core.read_model(_float_file(subject, folder))
-        given = _fitting(subject, batches)
-        model = nncf.quantize(model, nncf.Dataset(given), subset_size=len(given))
-        threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
-        compiled = core.compile_model(model, "CPU", {**threads, "INFERENCE_PRECISION_HINT": "f32"})
-    return lambda x: torch.from_numpy(compiled([x.numpy()])[0].copy())
+    return list(images[rows].split(size))
 
 
 # -- the table -------------------------------------------------------------------------------------
@@ -242,14 +204,18 @@ def _by_nncf(subject: Any, batches: Sequence[torch.Tensor]) -> Model:
 
 def measure(given: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure what the file does not hold yet; return all rows that were asked for."""
+
+    def full_name(by: str) -> str:
+        return f"{by}, rounded together" if given.round and by in ENGINES else by
+
     rows = json.loads(given.state.read_text()) if given.state.exists() else []
     asked = []
     for name in given.networks or SUBJECTS:
         subject = SUBJECTS[name](name)
-        keys = [{"network": name, "by": "float"}]
+        keys: list[dict[str, Any]] = [{"network": name, "by": "float"}]
         keys += [
             {"network": name, "by": by, "bits": given.bits, "draw": draw, "samples": given.samples}
-            for by in given.by for draw in range(given.draws)
+            for by in map(full_name, given.by) for draw in range(given.draws)
         ]  # fmt: skip
         for key in keys:
             row = next((row for row in rows if key.items() <= row.items()), None)
@@ -267,7 +233,7 @@ def _model(subject: Any, key: dict[str, Any]) -> Model:
     if key["by"] == "float":
         return torch.no_grad()(subject.model)
     batches = subject.calibration(key["draw"], key["samples"])
-    return quantized(subject, key["by"], batches, key["bits"])
+    return quantized(subject, key, batches)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
@@ -295,6 +261,7 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", metavar="NETWORK", help=", ".join(SUBJECTS))
     parser.add_argument("--by", nargs="+", default=["onnx", "openvino"], choices=BY)
     parser.add_argument("--bits", default="w8a8")
+    parser.add_argument("--round", action="store_true", help="weights rounded together")
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)
