@@ -135,6 +135,19 @@ def test_precision_and_backend_options(run: Run) -> None:
     assert document["recipe"]["precision"] == "fp16"
 
 
+def test_int8_is_calibrated_on_what_a_function_of_mine_yields(run: Run) -> None:
+    Path("images.py").write_text(
+        "import torch\ndef some():\n    for _ in range(3):\n        yield torch.randn(2, 3, 8, 8)\n"
+    )
+    for data, words in (("images.py:some", "over 6 samples"), ("random", "over 8 samples")):
+        document = json.loads(
+            run("compile", SMALL, *IMAGE, "--json", "--backend", "onnx", "--precision", "int8",
+                "--calibration", data).stdout
+        )  # fmt: skip
+        assert document["recipe"]["calibration"] == data
+        assert words in str(document["steps"][-1])
+
+
 def test_a_function_of_mine_judges_the_result(run: Run) -> None:
     Path("judge.py").write_text(
         "def yes(model):\n    return True\ndef no(model):\n    return False\n"
@@ -208,6 +221,12 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "option": (("compile", SMALL, "--option", "opset"), "Write KEY=VALUE"),
     "precision": (("compile", SMALL, *IMAGE, "--precision", "fp8"), "precision must be one of"),
+    "no calibration": (
+        ("compile", SMALL, *IMAGE, "--precision", "int8"), "calibration='random'",
+    ),
+    "calibration": (
+        ("compile", SMALL, *IMAGE, "--precision", "int8", "--calibration", "images"), "FILE.py",
+    ),
     "verify": (("compile", SMALL, "--verify", "finale"), "Did you mean 'final'?"),
     "verify function": (("compile", SMALL, "--verify", "tests.models:nothing"), "has no 'nothing'"),
     "on-error": (("compile", SMALL, "--on-error", "ignore"), "'raise', 'skip'"),

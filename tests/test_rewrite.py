@@ -232,3 +232,22 @@ def test_resize_obeys_fuel(graph: GraphModule) -> None:
         assert not rewriter.resize(narrow(rewriter, graph, 2))
         assert not rewriter.result().modified
     assert graph_text(graph) == text
+
+
+def test_some_users_alone_get_what_replaces_a_node() -> None:
+    class Model(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            y = x.sin()
+            return y.cos(), y.exp(), y
+
+    graph = fxopt.capture(Model(), torch.randn(3))
+    rewriter = Rewriter(graph)
+    (sine,), (cosine,) = graph.find(aten.sin.default), graph.find(aten.cos.default)
+    new = rewriter.insert(aten.mul.Tensor, sine, 2.0, before=cosine)
+    assert rewriter.replace(sine, new, users=[cosine])
+    result = rewriter.result()
+    assert result.rewrites == 1 and result.changed == ("cos",) and not result.erased
+    x = torch.randn(3)
+    cos, exp, y = graph(x)
+    assert torch.equal(cos, (2 * x.sin()).cos()) and torch.equal(y, x.sin())
+    assert torch.equal(exp, x.sin().exp())

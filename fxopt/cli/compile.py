@@ -47,6 +47,11 @@ from fxopt.registry import backends_by_suffix, resolve_backend
 @passes_option
 @precision_option
 @click.option(
+    "--calibration", metavar="FILE.py:FUNCTION|random",
+    help="For --precision int8: a function that yields batches of what the model will see, or "
+    "random ones, which say nothing about accuracy.",
+)  # fmt: skip
+@click.option(
     "--verify", default="final", show_default=True, metavar="final|each|off|FILE.py:FUNCTION",
     help="Compare with the original: at the end, after each pass, or not; or let a function judge "
     "the result, which returns False to refuse it.",
@@ -77,6 +82,7 @@ def compile_command(
     dynamic: tuple[str, ...],
     passes: list[str] | None,
     precision: str | None,
+    calibration: str | None,
     verify: str,
     tolerance: float | None,
     on_error: str,
@@ -92,6 +98,7 @@ def compile_command(
     \b
     fxopt compile torchvision.models:resnet18 -o resnet18.onnx --benchmark
     fxopt compile mine.py:make --input 1x16:int64 --dynamic 0 --backend onnx -o mine.onnx
+    fxopt compile mine.py:make --precision int8 --calibration mine.py:images -o mine.onnx
     """
     screen = Screen(as_json=as_json, quiet=quiet)
     with screen.job():
@@ -107,10 +114,10 @@ def compile_command(
         inputs = example_inputs(model, loaded, input)
         compiled: CompiledModel = compile(
             loaded, inputs, backend=chosen, passes=chosen_passes, dynamic_shapes=shapes,
-            precision=precision, verify=judge, tolerance=tolerance, on_error=on_error,
-            progress=screen.progress,
+            precision=precision, calibration=_calibration(calibration), verify=judge,
+            tolerance=tolerance, on_error=on_error, progress=screen.progress,
         )  # fmt: skip
-        _complete_recipe(compiled, model, input, dynamic, verify)
+        _complete_recipe(compiled, model, input, dynamic, calibration, verify)
         if output is not None:
             if not output.suffix and not chosen.suffix:
                 output = output.with_name(output.name + compiled.backend.suffix)
@@ -121,6 +128,16 @@ def compile_command(
             screen.progress("benchmark")
             speed = speed_of(loaded, inputs, compiled)
     _show(screen, compiled, output, speed, stats)
+
+
+def _calibration(spec: str | None) -> Any:
+    """Return the data to calibrate on: what a function returns when it is called."""
+    if spec is None or spec == "random":
+        return spec
+    if ":" not in spec:
+        raise click.UsageError(f"--calibration '{spec}' is neither 'random' nor FILE.py:FUNCTION.")
+    found = load_object(spec)
+    return found() if callable(found) else found
 
 
 def _judge(verify: str) -> str | Callable[[Any], Any]:
@@ -156,6 +173,7 @@ def _complete_recipe(
     model: str,
     specs: tuple[InputSpec, ...],
     dynamic: tuple[str, ...],
+    calibration: str | None,
     verify: str,
 ) -> None:
     """Add to the story's recipe what only the command line knows, in its own words."""
@@ -168,6 +186,8 @@ def _complete_recipe(
         recipe["input"] = [str(spec) for spec in specs]
     if dynamic:
         recipe["dynamic"] = list(dynamic)
+    if calibration is not None:
+        settings["calibration"] = calibration
     if verify != "final":
         settings["verify"] = verify
     compiled.story.recipe = {**recipe, **settings}
