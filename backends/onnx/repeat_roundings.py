@@ -17,7 +17,6 @@ values that no such layer reads; ranges of more than 8 bits.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -27,24 +26,17 @@ from torch import fx
 from fxopt.contract import Effect, PassResult, Precondition
 from fxopt.graph_module import GraphModule
 from fxopt.quantization.operator import fake_quantize
-from fxopt.quantization.placement import called
-from fxopt.quantization.policy import JOINS, MOVES
+from fxopt.quantization.placement import called, moved
+from fxopt.quantization.policy import JOINS, MOVES, POLICIES, operators
 from fxopt.rewrite import Rewriter
 from fxopt.shapes import is_tensor
 
-
-def _operators(names: str) -> frozenset[str]:
-    return frozenset(f"aten::{name}" for name in names.split())
-
-
-_TAKEN_ALONG = _operators("""
+_TAKEN_ALONG = operators("""
     alias clone contiguous view reshape flatten unflatten permute transpose t squeeze unsqueeze
     slice narrow select max_pool1d max_pool2d max_pool3d flip
 """)
-_READERS = _operators("""
-    conv1d conv2d conv3d convolution linear matmul bmm mm add mul sigmoid leaky_relu avg_pool2d
-    adaptive_avg_pool2d
-""")
+_POLICY = POLICIES["onnx"]
+_READERS = _POLICY.layers | _POLICY.products | _POLICY.reads
 
 
 @dataclass(frozen=True)
@@ -58,72 +50,68 @@ class RepeatRoundings:
     def run(self, graph: GraphModule) -> PassResult:
         """Round behind each move that the runtime does not take along."""
         rewriter = Rewriter(graph)
-        for node in list(graph.graph.nodes):
-            rounding = None if called(node) in _TAKEN_ALONG else _rounding(graph, node)
+        nodes = list(graph.graph.nodes)
+        read, roundings = _read(nodes), _roundings(graph, nodes)
+        for node, rounding in roundings.items():
             users = [u for u in node.users if u.op != "output" and u.target is not fake_quantize]
-            if rounding is None or node is rounding or not users:
+            if node is rounding or called(node) in _TAKEN_ALONG or node not in read or not users:
                 continue
-            if not is_tensor(node) or not _is_read(node):
+            if not is_tensor(node):
                 continue
-            if rewriter.out_of_fuel:
-                break
             again = rewriter.insert(
                 fake_quantize, node, *rounding.args[1:], before=node.next, like=node, origin=node
             )
-            rewriter.replace(node, again, users=users)
+            if not rewriter.replace(node, again, users=users):
+                break
         return rewriter.result()
 
 
-def _rounding(graph: GraphModule, node: fx.Node) -> fx.Node | None:
-    """Return the fake quantization whose values, in one scale of 8 bits, a node holds."""
-    if node.target is fake_quantize:
-        _, scale, _, qmin, qmax = node.args
-        is_narrow = qmax - qmin < 256  # type: ignore[operator]
-        return node if is_narrow and scale.meta["val"].numel() == 1 else None  # type: ignore[union-attr]
-    found = [_rounding(graph, source) for source in _sources(node)]
-    first = found[0] if found else None
-    if first is None or any(one is None or not _same(graph, first, one) for one in found[1:]):
-        return None
-    return first
+def _roundings(graph: GraphModule, nodes: list[fx.Node]) -> dict[fx.Node, fx.Node]:
+    """Return, for what holds values rounded in one scale of 8 bits, the call that rounded them."""
+    found: dict[fx.Node, fx.Node] = {}
+    for node in nodes:
+        if node.target is fake_quantize:
+            if _is_narrow(node):
+                found[node] = node
+            continue
+        first, *others = [found.get(source) for source in moved(node) or ()] or [None]
+        if first is not None and all(_same(graph, first, other) for other in others):
+            found[node] = first
+    return found
 
 
-def _sources(node: fx.Node) -> list[fx.Node]:
-    """Return what a node moves the numbers of; nothing where it computes other ones."""
-    args: Any = node.args
-    if node.target is operator.getitem:
-        return _sources(args[0]) if called(args[0]) in MOVES else []
-    if called(node) in JOINS:
-        return list(args[0])
-    if called(node) == "aten::constant_pad_nd" and args[2] != 0:
-        return []
-    if called(node) == "aten::pad" and args[2] == "constant" and args[3] not in (None, 0):
-        return []
-    return [args[0]] if called(node) in MOVES and is_tensor(args[0]) else []
+def _is_narrow(rounding: fx.Node) -> bool:
+    """Whether a call has one scale, and up to 8 bits."""
+    _, scale, _, qmin, qmax = _arguments(rounding)
+    return qmax - qmin < 256 and scale.meta["val"].numel() == 1
 
 
-def _same(graph: GraphModule, a: fx.Node, b: fx.Node) -> bool:
+def _same(graph: GraphModule, a: fx.Node, b: fx.Node | None) -> bool:
     """Whether two calls round alike."""
-    return a.args[3:] == b.args[3:] and all(
-        x is y or _is_equal(graph, x, y) for x, y in zip(a.args[1:3], b.args[1:3], strict=True)
-    )
+    return b is not None and a.args[3:] == b.args[3:] and all(
+        x is y or _is_equal(graph, x, y)
+        for x, y in zip(_arguments(a)[1:3], _arguments(b)[1:3], strict=True)
+    )  # fmt: skip
 
 
-def _is_equal(graph: GraphModule, x: Any, y: Any) -> bool:
+def _is_equal(graph: GraphModule, x: fx.Node, y: fx.Node) -> bool:
     if any(n.op != "get_attr" or str(n.target) in graph.info.mutated for n in (x, y)):
         return False
     return torch.equal(graph.value(x).reshape(()), graph.value(y).reshape(()))
 
 
-def _is_read(node: fx.Node) -> bool:
-    """Whether a call with kernels for integers reads a value, wherever it was moved."""
-    return any(called(user) in _READERS for user in _readers(node))
+def _read(nodes: list[fx.Node]) -> set[fx.Node]:
+    """Return what calls with kernels for integers read, wherever it was moved."""
+    found: set[fx.Node] = set()
+    for node in reversed(nodes):
+        if any(called(user) in _READERS or _moves(user) and user in found for user in node.users):
+            found.add(node)
+    return found
 
 
-def _readers(node: fx.Node) -> Iterator[fx.Node]:
-    pending = list(node.users)
-    while pending:
-        user = pending.pop()
-        if user.target is operator.getitem or called(user) in MOVES | JOINS:
-            pending.extend(user.users)
-        else:
-            yield user
+def _moves(node: fx.Node) -> bool:
+    return node.target is operator.getitem or called(node) in MOVES | JOINS
+
+
+def _arguments(node: fx.Node) -> Any:
+    return node.args

@@ -177,7 +177,7 @@ class _Walk:
             if node in seen:
                 continue
             seen.add(node)
-            sources = _moved(node)
+            sources = moved(node)
             if sources is None:
                 yield node
                 continue
@@ -195,12 +195,12 @@ class _Walk:
             yield from (u for u in root.users if u in self.integer or u in self.carriers)
 
 
-def _moved(node: fx.Node) -> list[fx.Node] | None:
+def moved(node: fx.Node) -> list[fx.Node] | None:
     """Return what a node moves the numbers of, or None where it computes new ones."""
     name = called(node)
     if node.target is operator.getitem:
         source = node.all_input_nodes[0]
-        return _moved(source) if called(source) in MOVES else None
+        return moved(source) if called(source) in MOVES else None
     if name in JOINS:
         parts: Any = node.args[0]
         return list(parts)

@@ -13,21 +13,22 @@ from fxopt.errors import OptionError, unknown_name
 from fxopt.quantization.scheme import Scheme
 
 
-def _operators(names: str) -> frozenset[str]:
+def operators(names: str) -> frozenset[str]:
+    """Return the full names of operators of PyTorch, which overloads share."""
     return frozenset(f"aten::{name}" for name in names.split())
 
 
-_CONVOLUTIONS = _operators("conv1d conv2d conv3d")
-_TRANSPOSED = _operators("conv_transpose1d conv_transpose2d conv_transpose3d")
-_PRODUCTS = _operators("matmul bmm mm")
-_POOLS = _operators("mean avg_pool1d avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d")
-_CLAMPS = _operators("relu relu6 hardtanh clamp clamp_min")
-_ACTIVATIONS = _CLAMPS | _operators("""
+_CONVOLUTIONS = operators("conv1d conv2d conv3d")
+_TRANSPOSED = operators("conv_transpose1d conv_transpose2d conv_transpose3d")
+_PRODUCTS = operators("matmul bmm mm")
+_POOLS = operators("mean avg_pool1d avg_pool2d adaptive_avg_pool1d adaptive_avg_pool2d")
+_CLAMPS = operators("relu relu6 hardtanh clamp clamp_min")
+_ACTIVATIONS = _CLAMPS | operators("""
     hardswish hardsigmoid sigmoid tanh silu gelu elu leaky_relu mish softplus
 """)
 
 # The same numbers at other places: rounded before, they are rounded behind.
-MOVES = _operators("""
+MOVES = operators("""
     alias clone contiguous view reshape flatten unflatten permute transpose t squeeze unsqueeze
     expand expand_as select slice narrow split split_with_sizes chunk unbind flip roll index_select
     repeat tile pixel_shuffle pixel_unshuffle channel_shuffle constant_pad_nd pad
@@ -36,7 +37,7 @@ MOVES = _operators("""
     max_pool1d max_pool2d max_pool3d upsample_nearest1d upsample_nearest2d upsample_nearest3d
 """)
 # Numbers of several tensors, side by side: those must share a scale.
-JOINS = _operators("cat stack")
+JOINS = operators("cat stack")
 
 
 AFFINE = Scheme(symmetric=False, signed=False)
@@ -74,27 +75,27 @@ POLICIES = {
         # a MatMulIntegerToFloat may write floats. ReLU becomes the saturation of the rounding.
         Policy(
             "onnx",
-            layers=_CONVOLUTIONS | _operators("linear"),
+            layers=_CONVOLUTIONS | operators("linear"),
             products=_PRODUCTS,
-            reads=_operators("add mul sigmoid leaky_relu avg_pool2d adaptive_avg_pool2d"),
+            reads=operators("add mul sigmoid leaky_relu avg_pool2d adaptive_avg_pool2d"),
             absorbs=_CLAMPS,
             rounds=_CONVOLUTIONS
-            | _operators("add mul sigmoid leaky_relu avg_pool2d adaptive_avg_pool2d"),
+            | operators("add mul sigmoid leaky_relu avg_pool2d adaptive_avg_pool2d"),
         ),
         # OpenVINO: a kernel takes in activations and sums, and rounds only what is read rounded.
         Policy(
             "openvino",
-            layers=_CONVOLUTIONS | _TRANSPOSED | _operators("linear"),
+            layers=_CONVOLUTIONS | _TRANSPOSED | operators("linear"),
             products=_PRODUCTS,
-            reads=_operators("add mul") | _POOLS,
+            reads=operators("add mul") | _POOLS,
             absorbs=_ACTIVATIONS,
             centered=_PRODUCTS | _TRANSPOSED,
         ),
         # oneDNN from PyTorch: like OpenVINO, whose kernels are oneDNN's, but products stay float.
         Policy(
             "eager",
-            layers=_CONVOLUTIONS | _operators("linear"),
-            absorbs=_ACTIVATIONS | _operators("add"),
+            layers=_CONVOLUTIONS | operators("linear"),
+            absorbs=_ACTIVATIONS | operators("add"),
         ),
     )
 }
