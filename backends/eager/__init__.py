@@ -12,6 +12,7 @@ import torch
 
 from fxopt.artefact import read_artefact, write_artefact
 from fxopt.backends.eager.cpu import cpu_passes
+from fxopt.backends.eager.cpu.lower_quantized_layers import note_on_bytes
 from fxopt.backends.eager.onednn import operators
 from fxopt.backends.eager.program import program_of
 from fxopt.contract import Pass
@@ -55,7 +56,7 @@ class EagerExecutable:
 
             legalize(lowered, cuda_passes(timings))
         self.program = program_of(lowered)
-        self.notes = _notes(timings)
+        self.notes = _notes(timings) + note_on_bytes(graph, lowered)
         self._function = self.program.function
         self._reads_memory = any(
             target in operators.PREPARATIONS for target in self.program.operators.values()

@@ -18,6 +18,7 @@ from fxopt.text import target_text
 from fxopt.timings import Timings
 
 _ERROR = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}  # of the largest value
+_BYTES = (torch.uint8, torch.int8)  # may differ by a step, where a number lies between two
 _SMALL = 2**17  # multiplications: a call of oneDNN takes the time of about as many
 Build = Callable[[], fx.Node]  # inserts the nodes of one way and returns the last one
 
@@ -70,8 +71,12 @@ def _agreeing(runners: Mapping[str, Callable[[], Any]]) -> dict[str, Callable[[]
     """Return the ways that compute what the last of them does, PyTorch's own."""
     results = {name: run()[0] for name, run in runners.items()}
     *_, expected = results.values()
-    finite = expected[expected.isfinite()]
-    bound = _ERROR[expected.dtype] * float(finite.abs().max()) if finite.numel() else 0.0
+    if expected.dtype in _BYTES:
+        bound, results = 1.0, {name: found.float() for name, found in results.items()}
+        expected = expected.float()
+    else:
+        finite = expected[expected.isfinite()]
+        bound = _ERROR[expected.dtype] * float(finite.abs().max()) if finite.numel() else 0.0
     return {
         name: runners[name]
         for name, found in results.items()
@@ -172,7 +177,11 @@ def _sample(node: fx.Node) -> torch.Tensor:
     value = node.meta["val"]
     sizes = _sizes(value.shape)
     own = torch.Generator().manual_seed(0)  # the caller's random numbers stay as they are
-    sample = torch.rand(sizes, generator=own, device="cpu").to(value.dtype)
+    sample = torch.rand(sizes, generator=own, device="cpu")
+    if value.dtype in _BYTES:
+        whole = torch.iinfo(value.dtype)
+        sample = sample.mul_(whole.max - whole.min).add_(whole.min)
+    sample = sample.to(value.dtype)
     if _is_channels_last(node):
         return sample.to(memory_format=_CHANNELS_LAST[len(sizes)])
     return sample

@@ -10,9 +10,9 @@ convolution, which is a linear layer over the channels of each position, the way
 Which is the fastest is measured. In oneDNN's favour are fewer passes over the result, in BLAS's
 that a call costs a fraction as much as one of PyTorch's oneDNN.
 
-Left alone: weights that are not constant; padding by name; dtypes that oneDNN does not convolve;
-without oneDNN's own library small layers, where the call is what takes the time, and PyTorch's own
-is the shortest.
+Left alone: weights and biases that are not constant; padding by name; dtypes that oneDNN does not
+convolve; without oneDNN's own library small layers, where the call is what takes the time, and
+PyTorch's own is the shortest.
 """
 
 from __future__ import annotations
@@ -75,6 +75,8 @@ def _obstacle(graph: GraphModule, node: fx.Node) -> str | None:
     """Why a convolution is left as it is, in words."""
     if not is_constant(graph, node.args[1]):
         return "its weight is not constant"
+    if node.args[2] is not None and not is_constant(graph, node.args[2]):
+        return "its bias is not constant"
     if rank_of(node) != rank_of(node.args[1]):
         return "its input is one image, without a batch"
     if isinstance(node.args[4], str):

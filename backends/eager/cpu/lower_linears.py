@@ -8,7 +8,7 @@ The ways: oneDNN with what follows fused, by its own library where one is instal
 PyTorch's; the linear layer of PyTorch, which is BLAS; the same with
 the weight's memory transposed, for which BLAS has another kernel. Which is the fastest is measured.
 
-Left alone: weights that are not constant; dtypes that oneDNN does not multiply; and
+Left alone: weights and biases that are not constant; dtypes that oneDNN does not multiply; and
 without oneDNN's own library small layers, where the call is what takes the time, and PyTorch's own
 is the shortest.
 """
@@ -63,6 +63,8 @@ def _obstacle(graph: GraphModule, node: fx.Node) -> str | None:
     """Why a linear layer is left as it is, in words."""
     if not is_constant(graph, node.args[1]):
         return "its weight is not constant"
+    if node.args[2] is not None and not is_constant(graph, node.args[2]):
+        return "its bias is not constant"
     if 0 in shape_of(node.args[1]):
         return "its weight is empty"
     if rank_of(node) < 2:

@@ -45,18 +45,24 @@ class Convolution(Prepared):
         geometry = (self.window, self.stride, self.padding, self.dilation)
         return (sizes[0], self.outputs, *positions(sizes[2:], *geometry))
 
-    def make(self, sizes: tuple[int, ...]) -> Kernel:
+    def strides_for(self, x: torch.Tensor) -> tuple[int, ...]:
+        """Return those of images whose channels lie last."""
+        return channels_last_strides(x.shape)
+
+    def make(self, sizes: tuple[int, ...], x_strides: tuple[int, ...]) -> Kernel:
         """Return the kernel for images of these sizes."""
-        x_strides = channels_last_strides(sizes)
         result_sizes = self.result_sizes(sizes)
         strides = channels_last_strides(result_sizes)
         x = Descriptor.strided(self.api, sizes, x_strides, self.dtype)
-        result = Descriptor.strided(self.api, result_sizes, strides, self.dtype)
+        result, other = (
+            Descriptor.strided(self.api, result_sizes, strides, dtype)
+            for dtype in (self.result_dtype, self.other_dtype)
+        )
         primitive = primitives.convolution(
             self.api, x, self._constants.free, self._constants.bias_descriptor, result,
-            self.stride, self.padding, self.dilation, self.then,
+            self.stride, self.padding, self.dilation, self.then, other, self.grids,
         )  # fmt: skip
         return Kernel(
-            primitive, x, x_strides, result, result_sizes, strides, self.dtype,
-            self._constants.of(primitive),
+            primitive, x, x_strides, result, result_sizes, strides, self.result_dtype,
+            {**self._constants.of(primitive), **self.grids.memories}, other, self.other_dtype,
         )  # fmt: skip

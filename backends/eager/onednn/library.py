@@ -32,6 +32,9 @@ _STATUS = {
     6: "not required", 7: "the graph is invalid",
 }  # fmt: skip
 
+# bits of dnnl_cpu_isa_t: sums of products of bytes, in registers of 256 and of 512 bits
+_VNNI = 0x08 | 0x40
+
 _P = c_void_p
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "dnnl_engine_create": (POINTER(_P), c_int, c_size_t),
@@ -51,6 +54,8 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "dnnl_primitive_attr_destroy": (_P,),
     "dnnl_primitive_attr_set_post_ops": (_P, _P),
     "dnnl_primitive_attr_set_scratchpad_mode": (_P, c_int),
+    "dnnl_primitive_attr_set_scales_mask": (_P, c_int, c_int),
+    "dnnl_primitive_attr_set_zero_points_mask": (_P, c_int, c_int),
     "dnnl_convolution_forward_primitive_desc_create": (
         POINTER(_P), _P, c_int, c_int, _P, _P, _P, _P, _DIMS, _DIMS, _DIMS, _DIMS, _P,
     ),
@@ -96,6 +101,14 @@ class Library:
         self._declare_others()
         self.engine = self.made("engine_create", 1, 0)
         self.stream = self.made("stream_create", self.engine, 1)
+
+    @property
+    def multiplies_bytes(self) -> bool:
+        """Whether the kernels that are used here multiply bytes exactly.
+
+        Without instructions for that, sums of two products are kept in 16 bits, and cut off there.
+        """
+        return bool(self._raw.dnnl_get_effective_cpu_isa() & _VNNI)
 
     def made(self, name: str, *args: Any) -> c_void_p:
         """Call a function that makes an object, and return the object."""

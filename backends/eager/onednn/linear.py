@@ -33,18 +33,27 @@ class Linear(Prepared):
         """Return the sizes of the result."""
         return (*sizes[:-1], self.outputs)
 
-    def make(self, sizes: tuple[int, ...]) -> Kernel:
-        """Return the kernel for inputs of these sizes, whose rows lie behind each other."""
+    def strides_for(self, x: torch.Tensor) -> tuple[int, ...]:
+        """Return those of rows that lie behind each other."""
+        return contiguous_strides(x.shape)
+
+    def make(self, sizes: tuple[int, ...], x_strides: tuple[int, ...]) -> Kernel:
+        """Return the kernel for inputs of these sizes."""
         rows = math.prod(sizes[:-1])
-        x, result = (
-            Descriptor.strided(self.api, (rows, width), (width, 1), self.dtype)
-            for width in (self.inputs, self.outputs)
-        )
+        x, result, other = (
+            Descriptor.strided(self.api, (rows, width), (width, 1), dtype)
+            for width, dtype in (
+                (self.inputs, self.dtype), (self.outputs, self.result_dtype),
+                (self.outputs, self.other_dtype),
+            )
+        )  # fmt: skip
         primitive = primitives.matrix_product(
-            self.api, x, self._constants.free, self._constants.bias_descriptor, result, self.then
-        )
+            self.api, x, self._constants.free, self._constants.bias_descriptor, result, self.then,
+            other, self.grids,
+        )  # fmt: skip
         result_sizes = self.result_sizes(sizes)
         return Kernel(
-            primitive, x, contiguous_strides(sizes), result, result_sizes,
-            contiguous_strides(result_sizes), self.dtype, self._constants.of(primitive),
+            primitive, x, x_strides, result, result_sizes, contiguous_strides(result_sizes),
+            self.result_dtype, {**self._constants.of(primitive), **self.grids.memories}, other,
+            self.other_dtype,
         )  # fmt: skip

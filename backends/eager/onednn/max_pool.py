@@ -42,10 +42,14 @@ class MaxPool(Prepared):
         counts = positions(sizes[2:], *geometry, last_may_end_outside=self.last_may_end_outside)
         return (*sizes[:2], *counts)
 
-    def make(self, sizes: tuple[int, ...]) -> Kernel:
+    def strides_for(self, x: torch.Tensor) -> tuple[int, ...]:
+        """Return those of images whose channels lie last."""
+        return channels_last_strides(x.shape)
+
+    def make(self, sizes: tuple[int, ...], x_strides: tuple[int, ...]) -> Kernel:
         """Return the kernel for images of these sizes."""
         result_sizes = self.result_sizes(sizes)
-        x_strides, strides = channels_last_strides(sizes), channels_last_strides(result_sizes)
+        strides = channels_last_strides(result_sizes)
         x = Descriptor.strided(self.api, sizes, x_strides, self.dtype)
         result = Descriptor.strided(self.api, result_sizes, strides, self.dtype)
         behind = [

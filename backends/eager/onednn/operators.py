@@ -39,7 +39,8 @@ class Preparation:
     tensors: int = 1
 
 
-def _here() -> Library:
+def here() -> Library:
+    """Return the library. Raises OneDnnError where there is none."""
     found = library()
     if found is None:
         raise OneDnnError("oneDNN's library is not installed: pip install 'fxopt[onednn]'.")
@@ -51,19 +52,23 @@ def _layer(kind: Callable[..., Prepared], other: str, count: int) -> Callable[..
 
     def make(*args: Any) -> Prepared:
         layer, (activation, scalars) = args[:count], args[count:]
-        return kind(_here(), Then(activation, tuple(scalars), other), *layer)
+        return kind(here(), Then(activation, tuple(scalars), other), *layer)
 
     return make
 
 
 def _pool(*args: Any) -> Prepared:
-    return MaxPool(_here(), *args)
+    return MaxPool(here(), *args)
 
 
-def _define(
-    name: str, schema: str, preparation: Preparation, fake: Callable[..., torch.Tensor]
+def define(
+    name: str,
+    schema: str,
+    preparation: Preparation,
+    fake: Callable[..., torch.Tensor],
+    kernel: Callable[..., torch.Tensor] | None = None,
 ) -> OpOverload:
-    """Register an operator with the kernel that prepares and calls at once.
+    """Register an operator with the kernel that prepares and calls at once, unless given another.
 
     `fake` gives a result of the right shape and dtype.
     """
@@ -73,7 +78,7 @@ def _define(
         prepared = preparation.make(*args[preparation.tensors :])
         return prepared(*args[: preparation.tensors])
 
-    _NAMESPACE.impl(name, run, "CPU")
+    _NAMESPACE.impl(name, run if kernel is None else kernel, "CPU")
     torch.library.register_fake(f"fxopt::{name}", fake, lib=_NAMESPACE)
     target: OpOverload = getattr(torch.ops.fxopt, name).default
     PREPARATIONS[target] = preparation
@@ -126,7 +131,7 @@ def _is_plain(value: Any) -> bool:
 @functools.cache
 def supports(dtype: torch.dtype) -> bool:
     """Whether the library is installed and has kernels for a dtype on this processor."""
-    if library() is None or dtype not in DTYPES:
+    if library() is None or dtype not in DTYPES or not dtype.is_floating_point:
         return False
     x, weight = torch.zeros(1, 16, 4, 4, dtype=dtype), torch.zeros(16, 16, 1, 1, dtype=dtype)
     try:
@@ -144,15 +149,15 @@ def _define_layer(
     schema = f"{constants}, str activation, float[] scalars"
     count = constants.count(",") + 1
     return (
-        _define(
+        define(
             name, f"(Tensor x, {schema}) -> Tensor", Preparation(_layer(kind, "none", count)), fake
         ),
-        _define(
+        define(
             f"{name}_add", f"(Tensor x, Tensor other, {schema}) -> Tensor",
             Preparation(_layer(kind, "read", count), 2),
             lambda x, other, *constants: fake(x, *constants),
         ),
-        _define(
+        define(
             f"{name}_add_", f"(Tensor x, Tensor(a!) other, {schema}) -> Tensor(a!)",
             Preparation(_layer(kind, "written over", count), 2), lambda x, other, *_: other,
         ),
@@ -169,7 +174,7 @@ linear, linear_add, linear_add_ = _define_layer(
     "linear", Linear, "Tensor weight, Tensor? bias",
     lambda x, weight, bias, *_: F.linear(x, weight, bias),
 )  # fmt: skip
-max_pool = _define(
+max_pool = define(
     "max_pool",
     "(Tensor x, ScalarType dtype, int[] window, int[] stride, int[] padding, int[] dilation, "
     "bool ceil_mode) -> Tensor",

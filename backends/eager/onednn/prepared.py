@@ -19,6 +19,7 @@ from fxopt.backends.eager.layout import laid_out
 from fxopt.backends.eager.onednn.library import Library, OneDnnError
 from fxopt.backends.eager.onednn.primitives import (
     BIAS,
+    NO_GRIDS,
     OTHER,
     SCRATCHPAD,
     SOURCE,
@@ -47,6 +48,8 @@ class Kernel:
     strides: tuple[int, ...]
     dtype: torch.dtype
     constants: dict[int, Memory] = field(default_factory=dict)
+    other: Descriptor | None = None  # of what is added to the result
+    other_dtype: torch.dtype | None = None
 
 
 class Prepared(ABC):
@@ -54,9 +57,10 @@ class Prepared(ABC):
 
     def __init__(self, api: Library, dtype: torch.dtype, then: Then) -> None:
         self.api = api
-        self.dtype = dtype
+        self.dtype = self.result_dtype = self.other_dtype = dtype
         self.then = then
-        self._kernels: dict[tuple[tuple[int, ...], int], Kernel] = {}
+        self.grids = NO_GRIDS
+        self._kernels: dict[tuple[tuple[int, ...], tuple[int, ...], int], Kernel] = {}
         self._making = threading.Lock()
         self._here = _OfThread()
 
@@ -81,8 +85,12 @@ class Prepared(ABC):
         """Why inputs of these sizes cannot be computed on, in words; None where they can."""
 
     @abstractmethod
-    def make(self, sizes: tuple[int, ...]) -> Kernel:
-        """Return the kernel for inputs of these sizes."""
+    def strides_for(self, x: torch.Tensor) -> tuple[int, ...]:
+        """Return how an input is to lie: it is copied where it lies differently."""
+
+    @abstractmethod
+    def make(self, sizes: tuple[int, ...], strides: tuple[int, ...]) -> Kernel:
+        """Return the kernel for inputs of these sizes and strides."""
 
     def _call_for(self, x: torch.Tensor) -> Call:
         """Return what runs for inputs like `x`, in this thread."""
@@ -98,20 +106,20 @@ class Prepared(ABC):
             )
         wanted = self.result_sizes(sizes)
         if math.prod(wanted) == 0:
-            return lambda *_: torch.empty(wanted, dtype=self.dtype)
-        kernel = self._kernel(sizes)
+            return lambda *_: torch.empty(wanted, dtype=self.result_dtype)
+        kernel = self._kernel(sizes, self.strides_for(x))
         call = _bound(self.api, kernel, self.then)
         if laid_out(x, kernel.x_strides) is x:
             return call
         return lambda x, *other: call(laid_out(x, kernel.x_strides), *other)
 
-    def _kernel(self, sizes: tuple[int, ...]) -> Kernel:
-        key = (sizes, torch.get_num_threads())
+    def _kernel(self, sizes: tuple[int, ...], strides: tuple[int, ...]) -> Kernel:
+        key = (sizes, strides, torch.get_num_threads())
         with self._making:
             if key not in self._kernels:
                 if len(self._kernels) >= _KEPT:
                     self._kernels.clear()
-                self._kernels[key] = self.make(sizes)
+                self._kernels[key] = self.make(sizes, strides)
             return self._kernels[key]
 
 
@@ -158,7 +166,7 @@ def _bound(api: Library, kernel: Kernel, then: Then) -> Call:
     """Return a function that runs a kernel, with memory objects of its own."""
     primitive = kernel.primitive
     source, target = Memory(kernel.x), Memory(kernel.result)
-    scratchpad, added = Memory(primitive.scratchpad), Memory(kernel.result)
+    scratchpad, added = Memory(primitive.scratchpad), Memory(kernel.other or kernel.result)
     memories = {SOURCE: source, TARGET: target, **kernel.constants}
     room = primitive.scratchpad.size
     if room:
@@ -173,6 +181,7 @@ def _bound(api: Library, kernel: Kernel, then: Then) -> Call:
     x_at, y_at, other_at, scratchpad_at = (m.handle for m in (source, target, added, scratchpad))
     empty, empty_strided, byte = torch.empty, torch.empty_strided, torch.uint8
     sizes, strides, dtype = kernel.sizes, kernel.strides, kernel.dtype
+    other_dtype = kernel.other_dtype or dtype
 
     def launch(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         place(x_at, x.data_ptr())
@@ -196,9 +205,10 @@ def _bound(api: Library, kernel: Kernel, then: Then) -> Call:
         return launch(x, ready(other))
 
     def ready(other: torch.Tensor) -> torch.Tensor:
-        if other.shape != sizes or other.dtype is not dtype:
+        if other.shape != sizes or other.dtype is not other_dtype:
             raise OneDnnError(
-                f"{list(other.shape)} {other.dtype} cannot be added to {list(sizes)} {dtype}."
+                f"{list(other.shape)} {other.dtype} cannot be added to {list(sizes)} "
+                f"{other_dtype}."
             )
         return laid_out(other, strides)
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from ctypes import c_int, c_void_p
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from fxopt.backends.eager.onednn.library import Library, OneDnnError, dims
 
-DTYPES = {torch.float16: 1, torch.bfloat16: 2, torch.float32: 3}
+DTYPES = {
+    torch.float16: 1, torch.bfloat16: 2, torch.float32: 3, torch.int32: 4, torch.int8: 5,
+    torch.uint8: 6,
+}  # fmt: skip
 SOURCE, TARGET, WEIGHTS, BIAS, SCRATCHPAD = 1, 17, 33, 41, 80
 OTHER = 32768 | 2  # the second argument of the first operation behind
+SCALES, ZERO_POINTS = 4096, 8192  # of an argument: added to its number
 _ANY = 1  # a layout of oneDNN's choice
 _INFERENCE = 96
 _USER_SCRATCHPAD = 1
@@ -33,7 +37,8 @@ ACTIVATIONS: dict[str, tuple[int, float, float]] = {
     "gelu_none": (49, 0.0, 0.0),
     "gelu_tanh": (43, 0.0, 0.0),
 }
-_CLIP, _RELU, _ADD = 47, 32, 131056  # eltwise clip_v2 and relu, binary add
+_CLIP, _RELU, _LINEAR = 47, 32, 38  # eltwise clip_v2, relu and linear
+_ADD = 131056  # binary add
 _DIRECT = 1  # convolution
 _MAX_POOL = 511
 
@@ -79,12 +84,15 @@ class Descriptor:
 class Then:
     """What a kernel does to its result before it writes it: `activation(result [+ other])`.
 
-    `other` is "none"; "written over", where the result replaces it; or "read".
+    `other` is "none"; "written over", where the result replaces it; or "read". Then comes a factor,
+    and what lies outside of `bounds` becomes the nearest of them.
     """
 
     activation: str = "none"
     scalars: tuple[float, ...] = ()
     other: str = "none"
+    factor: float = 1.0
+    bounds: tuple[float, float] | None = None
 
 
 class Memory:
@@ -104,6 +112,20 @@ class Memory:
         room = torch.empty(descriptor.size + _ALIGNMENT, dtype=torch.uint8)
         start = -room.data_ptr() % _ALIGNMENT
         return cls(descriptor, room[start:])
+
+
+@dataclass(frozen=True)
+class Grids:
+    """The scales and zero points of a kernel's arguments, each itself an argument of every call.
+
+    A weight's scales differ along the dimensions whose bits are set in `weight_mask`.
+    """
+
+    memories: Mapping[int, Memory] = field(default_factory=dict)
+    weight_mask: int = 0
+
+
+NO_GRIDS = Grids()
 
 
 class Primitive:
@@ -144,10 +166,12 @@ def convolution(
     padding: Sequence[int],
     dilation: Sequence[int],
     then: Then,
+    other: Descriptor | None = None,
+    grids: Grids = NO_GRIDS,
 ) -> Primitive:
     """Return a kernel that convolves."""
     around = dims(padding)
-    with _Attributes(api, then, result) as attributes:
+    with _Attributes(api, then, other or result, grids) as attributes:
         description = api.made(
             "convolution_forward_primitive_desc_create", api.engine, _INFERENCE, _DIRECT,
             x.handle, weight.handle, bias and bias.handle, result.handle, dims(stride),
@@ -163,9 +187,11 @@ def matrix_product(
     bias: Descriptor | None,
     result: Descriptor,
     then: Then,
+    other: Descriptor | None = None,
+    grids: Grids = NO_GRIDS,
 ) -> Primitive:
     """Return a kernel that multiplies matrices."""
-    with _Attributes(api, then, result) as attributes:
+    with _Attributes(api, then, other or result, grids) as attributes:
         description = api.made(
             "matmul_primitive_desc_create", api.engine, x.handle, weight.handle,
             bias and bias.handle, result.handle, attributes,
@@ -184,7 +210,7 @@ def max_pool(
     padding_end: Sequence[int],
 ) -> Primitive:
     """Return a kernel that takes the largest value of each window."""
-    with _Attributes(api, Then(), result) as attributes:
+    with _Attributes(api, Then(), None) as attributes:
         description = api.made(
             "pooling_forward_primitive_desc_create", api.engine, _INFERENCE, _MAX_POOL, x.handle,
             result.handle, dims(stride), dims(kernel), dims([step - 1 for step in dilation]),
@@ -193,16 +219,25 @@ def max_pool(
     return Primitive(api, description)
 
 
+def conversion(source: Descriptor, target: Descriptor, grids: Grids = NO_GRIDS) -> Primitive:
+    """Return a kernel that writes the same numbers in another layout, dtype or grid."""
+    api = target.api
+    with _Attributes(api, Then(), None, grids) as attributes:
+        description = api.made(
+            "reorder_primitive_desc_create", source.handle, api.engine, target.handle,
+            api.engine, attributes,
+        )  # fmt: skip
+    return Primitive(api, description)
+
+
 def reordered(source: Memory, target: Descriptor) -> Memory:
     """Return the same numbers, laid out as `target` says."""
     api = target.api
-    description = api.made(
-        "reorder_primitive_desc_create", source.descriptor.handle, api.engine, target.handle,
-        api.engine, None,
-    )  # fmt: skip
-    primitive = Primitive(api, description)
+    primitive = conversion(source.descriptor, target)
     result = Memory.new(target)
-    arguments = primitive.arguments({SOURCE: source, TARGET: result})
+    scratchpad = Memory.new(primitive.scratchpad)
+    memories = {SOURCE: source, TARGET: result, SCRATCHPAD: scratchpad}
+    arguments = primitive.arguments(memories)
     if api.execute(primitive.handle, api.stream, len(arguments), arguments):
         raise OneDnnError("oneDNN could not lay a weight out in memory.")
     return result
@@ -211,10 +246,13 @@ def reordered(source: Memory, target: Descriptor) -> Memory:
 class _Attributes:
     """What a kernel is to do with its result, and that its scratchpad comes from outside."""
 
-    def __init__(self, api: Library, then: Then, result: Descriptor) -> None:
+    def __init__(
+        self, api: Library, then: Then, other: Descriptor | None, grids: Grids = NO_GRIDS
+    ) -> None:
         self.api = api
         self.then = then
-        self.result = result
+        self.other = other
+        self.grids = grids
 
     def __enter__(self) -> c_void_p:
         api = self.api
@@ -223,10 +261,12 @@ class _Attributes:
         try:
             if self.then.other == "written over":
                 api.post_ops_append_sum(self._operations, 1.0, 0, 0)
-            elif self.then.other == "read":
-                api.post_ops_append_binary(self._operations, _ADD, self.result.handle)
-            if self.then.activation != "none":
-                api.post_ops_append_eltwise(self._operations, *_eltwise(self.then))
+            elif self.then.other == "read" and self.other is not None:
+                api.post_ops_append_binary(self._operations, _ADD, self.other.handle)
+            for operation in _eltwise(self.then):
+                api.post_ops_append_eltwise(self._operations, *operation)
+            for number in self.grids.memories:
+                self._set_mask(number)
             api.primitive_attr_set_post_ops(self._attributes, self._operations)
             api.primitive_attr_set_scratchpad_mode(self._attributes, _USER_SCRATCHPAD)
         except OneDnnError:
@@ -234,14 +274,29 @@ class _Attributes:
             raise
         return self._attributes
 
+    def _set_mask(self, number: int) -> None:
+        """Announce the scales or zero points that calls are given under this number."""
+        if number & ZERO_POINTS:
+            self.api.primitive_attr_set_zero_points_mask(self._attributes, number - ZERO_POINTS, 0)
+            return
+        argument = number - SCALES
+        mask = self.grids.weight_mask if argument == WEIGHTS else 0
+        self.api.primitive_attr_set_scales_mask(self._attributes, argument, mask)
+
     def __exit__(self, *_: object) -> None:
         self.api.primitive_attr_destroy(self._attributes)
         self.api.post_ops_destroy(self._operations)
 
 
-def _eltwise(then: Then) -> tuple[int, float, float]:
+def _eltwise(then: Then) -> Iterator[tuple[int, float, float]]:
+    """Yield what is done to each element, in order."""
     if then.activation == "leaky_relu":
-        return _RELU, then.scalars[0], 0.0
-    if then.activation == "hardtanh":
-        return _CLIP, then.scalars[0], then.scalars[1]
-    return ACTIVATIONS[then.activation]
+        yield _RELU, then.scalars[0], 0.0
+    elif then.activation == "hardtanh":
+        yield _CLIP, then.scalars[0], then.scalars[1]
+    elif then.activation != "none":
+        yield ACTIVATIONS[then.activation]
+    if then.factor != 1.0:
+        yield _LINEAR, then.factor, 0.0
+    if then.bounds is not None:
+        yield _CLIP, *then.bounds

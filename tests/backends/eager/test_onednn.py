@@ -313,3 +313,18 @@ print(len({one for one in maps if "libgomp" in one or "libiomp" in one}))
         pytest.skip("this system does not say what is loaded")
     done = run(code)
     assert done.stdout.split()[-1] == "1", done.stderr
+
+
+def test_a_bias_that_is_an_input() -> None:
+    class Given(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(3, 4, 3), nn.Linear(12, 4)
+
+        def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+            y = torch.conv2d(x, self.conv.weight, bias)
+            return F.linear(y, self.linear.weight, bias)
+
+    model, inputs = Given().eval(), (torch.randn(2, 3, 14, 14), torch.randn(4))
+    compiled = fxopt.compile(model, inputs, measure=False)
+    assert close(compiled(*inputs), model(*inputs))
