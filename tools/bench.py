@@ -5,13 +5,16 @@
     python tools/bench.py engines [MODEL …]   ours beside the engines that people use
     python tools/bench.py rules MODEL …       each rule: latency without it and with it
     python tools/bench.py prune [MODEL …]     pruned networks: accuracy, and latency beside MACs
+    python tools/bench.py quantize [NETWORK …]  accuracy in integers, beside other quantizers
 
 Models are named as in torchvision.models or timm, or `bert12`, or `bert`: two layers of it.
 `engines` has its own list of them, keeps what it measured in --json and goes on there, and writes
 docs/engines.md with a plot beside it. `prune` also takes `cifar-resnet56` and `cifar-vgg16`; with
 models it measures their latency alone, without them all that docs/pruning-figures.md shows, and
 writes it: hours of training, of which `--state` keeps what is done; what is committed there is not
-trained again, and with --no-training nothing is. `--prune` is the same as `prune`. Times on a
+trained again, and with --no-training nothing is. `quantize` keeps what it measured beside
+docs/quantization-figures.md, which it writes; latencies are those of `engines --precision int8`.
+`--prune` is the same as `prune`, `--quantize` as `quantize`. Times on a
 shared machine move by a third: compare the ratios, which come from interleaved rounds of one run.
 """
 
@@ -50,7 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("what", choices=("scale", "compile", "engines", "rules", "prune"))
+    verbs = ("scale", "compile", "engines", "rules", "prune", "quantize")
+    parser.add_argument("what", choices=verbs)
     parser.add_argument("models", nargs="*", metavar="MODEL")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--rounds", type=int, default=15)
@@ -68,7 +72,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--state", type=Path, default=PRUNED, help="where `prune` goes on")
     parser.add_argument("--no-training", action="store_true", help="`prune` takes what is there")
     given = sys.argv[1:] if arguments is None else arguments
-    options = parser.parse_args(["prune" if one == "--prune" else one for one in given])
+    options = parser.parse_args(
+        [one[2:] if one in ("--prune", "--quantize") else one for one in given]
+    )
     warnings.simplefilter("ignore")
     torch.set_num_threads(options.threads)
     models = options.models or ["resnet18", "mobilenet_v2"]
@@ -84,6 +90,11 @@ def main(arguments: list[str] | None = None) -> None:
             options.models, backends, options.rounds, options.threads, options.state, options.out,
             train=not options.no_training,
         )  # fmt: skip
+    elif options.what == "quantize":
+        from quantize_accuracy import measure_quantization
+
+        page = options.out or Path("docs/quantization-figures.md")
+        measure_quantization(options.models, page.with_suffix("") / "rows.json", page)
     elif options.what == "rules":
         measure_rules(models, backends, options.rounds, options.threads)
     else:

@@ -31,6 +31,8 @@ MODELS = (
     "convnext_tiny", "densenet121", "shufflenet_v2_x1_0", "swin_t", "vit_b_16", "bert12",
 )  # fmt: skip
 SMALL = {"mobilenet_v2", "mobilenet_v3_large", "efficientnet_b0", "shufflenet_v2_x1_0"}
+INTEGERS = ("fxopt eager", "fxopt onnx", "fxopt openvino")
+QUANTIZERS = ("ONNX Runtime, quantize_static", "OpenVINO, NNCF", "Inductor, torchao PT2E")
 OURS, BASE = "fxopt eager", "eager"
 PEERS = (
     "eager", "eager, channels last", "torch.jit", "Inductor", "torch.onnx in ONNX Runtime",
@@ -164,7 +166,8 @@ def page(cases: list[Case], plot: str) -> str:
         "",
         f"![latencies relative to the fastest]({plot})",
         "",
-        *_summary(cases),
+        *_summary([case for case in cases if case.precision != "int8"]),
+        *_summary_of_integers([case for case in cases if case.precision == "int8"]),
     ]
     for case in cases:
         lines += ["", f"## {case.title}", "", *_table(case)]
@@ -211,6 +214,25 @@ def _summary(cases: list[Case]) -> list[str]:
             mean = statistics.geometric_mean(known)
             lines.append(f"- {text}: {mean:.2f} in the geometric mean, {max(known):.2f} at worst.")
     return lines
+
+
+def _summary_of_integers(cases: list[Case]) -> list[str]:
+    """Return the table of ours beside the best of those that quantize."""
+    if not cases:
+        return []
+    header = ("model", *INTEGERS, "the best of others that quantize", "our best : theirs")
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    ratios = []
+    for case in cases:
+        time = {name: row.median for name, row in case.rows.items()}
+        ours = [time.get(name, math.nan) for name in INTEGERS]
+        others = [time[name] for name in QUANTIZERS if name in time]
+        best = min(others, default=math.nan)
+        ratios.append(min(one for one in ours if not math.isnan(one)) / best)
+        cells = (case.title, *(f"{one:.2f}" for one in (*ours, best, ratios[-1])))
+        lines.append("| " + " | ".join(cells) + " |")
+    mean = statistics.geometric_mean(ratios)
+    return [*lines, "", f"{mean:.2f} in the geometric mean, {max(ratios):.2f} at worst."]
 
 
 def _table(case: Case) -> list[str]:

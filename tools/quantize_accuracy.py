@@ -30,7 +30,8 @@ import random
 import statistics
 import warnings
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,11 @@ import quantizers
 import restoration
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 
 import fxopt
 from fxopt.files import atomic_path
 from fxopt.passes import ExpandAttention, InsertFakeQuant, RoundWeights
+from fxopt.profiling.machine import measure_machine
 from fxopt.vision import import_torchvision
 
 Model = Callable[[torch.Tensor], torch.Tensor]
@@ -199,34 +199,52 @@ def _fitting(subject: Any, batches: Sequence[torch.Tensor]) -> list[torch.Tensor
     return list(images[rows].split(size))
 
 
-# -- the table -------------------------------------------------------------------------------------
+# -- rows, and the page ----------------------------------------------------------------------------
 
 
-def measure(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """Measure what the file does not hold yet; return all rows that were asked for."""
+@dataclass(frozen=True)
+class Plan:
+    """What is measured: by whom, with how many bits, how often, on how many images."""
 
-    def full_name(by: str) -> str:
-        return f"{by}, rounded together" if given.round and by in ENGINES else by
+    by: tuple[str, ...]
+    bits: str = "w8a8"
+    rounds: bool = False  # weights rounded together
+    draws: int = 5
+    samples: int = 256
 
-    rows = json.loads(given.state.read_text()) if given.state.exists() else []
-    asked = []
-    for name in given.networks or SUBJECTS:
+    def keys(self, network: str) -> Iterator[dict[str, Any]]:
+        """Yield what tells the rows of a network."""
+        for by in self.by:
+            name = f"{by}, rounded together" if self.rounds and by in ENGINES else by
+            for draw in range(self.draws):
+                yield {"network": network, "by": name, "bits": self.bits, "draw": draw,
+                       "samples": self.samples}  # fmt: skip
+
+
+PLANS = (
+    Plan(BY), Plan(("openvino",), rounds=True), Plan(("openvino",), "w4a8", draws=2),
+    Plan(("openvino",), "w4a8", rounds=True, draws=2),
+)  # fmt: skip
+
+
+def measure(names: Sequence[str], plan: Plan, state: Path) -> None:
+    """Measure what the file does not hold yet."""
+    rows = rows_in(state)
+    for name in names:
         subject = SUBJECTS[name](name)
-        keys: list[dict[str, Any]] = [{"network": name, "by": "float"}]
-        keys += [
-            {"network": name, "by": by, "bits": given.bits, "draw": draw, "samples": given.samples}
-            for by in map(full_name, given.by) for draw in range(given.draws)
-        ]  # fmt: skip
-        for key in keys:
-            row = next((row for row in rows if key.items() <= row.items()), None)
-            if row is None:
-                row = {**key, **subject.figures(_model(subject, key))}
-                print(row, flush=True)
-                rows.append(row)
-                with atomic_path(given.state) as path:
-                    path.write_text(json.dumps(rows, indent=1))
-            asked.append(row)
-    return asked
+        for key in ({"network": name, "by": "float"}, *plan.keys(name)):
+            if any(key.items() <= row.items() for row in rows):
+                continue
+            rows.append({**key, **subject.figures(_model(subject, key))})
+            print(rows[-1], flush=True)
+            with atomic_path(state) as path:
+                path.write_text(json.dumps(rows, indent=1))
+
+
+def rows_in(state: Path) -> list[dict[str, Any]]:
+    """Return what was measured before."""
+    rows: list[dict[str, Any]] = json.loads(state.read_text()) if state.exists() else []
+    return rows
 
 
 def _model(subject: Any, key: dict[str, Any]) -> Model:
@@ -236,22 +254,42 @@ def _model(subject: Any, key: dict[str, Any]) -> Model:
     return quantized(subject, key, batches)
 
 
-def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Return the rows, the mean of all draws each, with what is lost against float."""
-    shown = Table("network", "by", "bits", "figure", "float", "mean", "lost", "worst draw")
-    for name in dict.fromkeys(row["network"] for row in rows):
-        own = [row for row in rows if row["network"] == name]
-        (start,) = (row for row in own if row["by"] == "float")
-        for by in dict.fromkeys(row["by"] for row in own if row["by"] != "float"):
-            found = [row for row in own if row["by"] == by]
-            for figure in list(start)[2:]:
-                values = [row[figure] for row in found]
-                mean = statistics.fmean(values)
-                shown.add_row(
-                    name, by, found[0]["bits"], figure, f"{start[figure]:.2f}", f"{mean:.3f}",
-                    f"{start[figure] - mean:.3f}", f"{min(values):.3f}",
-                )  # fmt: skip
-    return shown
+def page(rows: Sequence[dict[str, Any]]) -> str:
+    """Return Markdown: a line for each figure, the mean of all draws."""
+    lines = [
+        "# What rounding to integers costs in accuracy",
+        "",
+        "Written by `python tools/bench.py quantize`, which says how; "
+        f"{measure_machine().name}, torch {torch.__version__}.",
+        "",
+        "| network | by | bits | figure | float | mean of draws | lost | worst draw | draws |",
+        "|---|---|---|---|--:|--:|--:|--:|--:|",
+    ]
+    floats = {row["network"]: row for row in rows if row["by"] == "float"}
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["by"] != "float":
+            groups.setdefault((row["network"], row["bits"], row["by"]), []).append(row)
+    for name, bits, by in sorted(groups, key=lambda key: (key[0], key[1] != "w8a8", key[2])):
+        found = groups[name, bits, by]
+        for figure, start in list(floats[name].items())[2:]:
+            values = [row[figure] for row in found]
+            mean = statistics.fmean(values)
+            lines.append(
+                f"| {name} | {by} | {bits} | {figure} | {start:.2f} | {mean:.2f} | "
+                f"{start - mean:.2f} | {min(values):.2f} | {len(values)} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def measure_quantization(names: Sequence[str], state: Path, out: Path) -> None:
+    """Measure all that the page shows, and write it."""
+    state.parent.mkdir(parents=True, exist_ok=True)
+    for plan in PLANS:
+        measure(names or [*SUBJECTS], plan, state)
+    with atomic_path(out) as path:
+        path.write_text(page(rows_in(state)), encoding="utf-8")
+    print(page(rows_in(state)))
 
 
 def main() -> None:
@@ -269,7 +307,9 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     warnings.filterwarnings("ignore")
-    Console(width=120).print(table(measure(given)))
+    plan = Plan(tuple(given.by), given.bits, given.round, given.draws, given.samples)
+    measure(given.networks or [*SUBJECTS], plan, given.state)
+    print(page(rows_in(given.state)))
 
 
 if __name__ == "__main__":
