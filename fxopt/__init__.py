@@ -27,6 +27,8 @@ from fxopt.network import to_networkx
 from fxopt.picture import visualize
 from fxopt.profile import Profile, profile
 from fxopt.pruning.stepwise import prune, pruning_record
+from fxopt.quantization.noise import Noise, quantization_noise
+from fxopt.quantization.quantize import quantize
 from fxopt.rules import Rule, RuleSet, Value, apply_rules, new_constant, rule
 from fxopt.sensitivity import Sensitivity, sensitivity
 
@@ -44,6 +46,7 @@ __all__ = [
     "FxoptError",
     "GraphModule",
     "LoweringError",
+    "Noise",
     "OptionError",
     "PreconditionError",
     "Profile",
@@ -72,6 +75,8 @@ __all__ = [
     "profile",
     "prune",
     "pruning_record",
+    "quantization_noise",
+    "quantize",
     "reestimate_batch_norms",
     "rule",
     "sensitivity",

@@ -24,7 +24,6 @@ bodies of control flow; embeddings, norms, softmax and all else that engines com
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -41,6 +40,7 @@ from fxopt.graph_module import GraphModule
 from fxopt.naming import check_patterns, fits
 from fxopt.quantization.calibration import calibrate
 from fxopt.quantization.histogram import Histogram
+from fxopt.quantization.noise import is_float, sqnr
 from fxopt.quantization.operator import fake_quantize
 from fxopt.quantization.placement import Placement, Value, called, channel_axis, place
 from fxopt.quantization.policy import Policy, policy_of
@@ -303,6 +303,12 @@ def _bits(text: Any) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
+def weight_bits(insert: InsertFakeQuant) -> int:
+    """Return the fewest bits that any weight was asked to have."""
+    asked = [_bits(text) for text in (insert.bits, *insert.overrides.values())]
+    return min((bits[0] for bits in asked if bits is not None), default=8)
+
+
 def _parameter(
     weight: torch.Tensor, which: int, scheme: Scheme, axis: int, method: str
 ) -> torch.Tensor:
@@ -315,10 +321,6 @@ def _moved(before: GraphModule, after: GraphModule) -> tuple[float, float]:
     inputs = before.info.example_inputs
     reference = list(seeded(runner(before), inputs))
     found = list(seeded(runner(after), inputs))
-    signal = noise = 0.0
-    for wanted, got in zip(reference, found, strict=True):
-        if isinstance(wanted, torch.Tensor) and wanted.is_floating_point():
-            signal += float(wanted.double().square().sum())
-            noise += float((wanted.double() - got.double()).square().sum())
-    ratio = 10 * math.log10(signal / noise) if signal and noise else math.inf
+    floats = [at for at, value in enumerate(reference) if is_float(value)]
+    ratio = sqnr([found[at] for at in floats], [reference[at] for at in floats])
     return relative_error(found, reference), ratio

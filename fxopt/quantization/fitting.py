@@ -70,10 +70,15 @@ def fit_rounding(
     return found, Reconstruction(tuple(fits), tuple(skipped))
 
 
-def unrounded(graph: GraphModule) -> GraphModule:
-    """Return a copy of a graph without its fake-quants: the graph of floats that it came from."""
+def unrounded(graph: GraphModule, keep: str | None = None) -> GraphModule:
+    """Return a copy of a graph without its fake-quants: the graph of floats that it came from.
+
+    `keep` is the name of the one that stays, if any.
+    """
     copy = graph.copy()
     for node in copy.find(fake_quantize):
+        if node.name == keep:
+            continue
         value, *parameters = node.all_input_nodes
         node.replace_all_uses_with(value)
         copy.graph.erase_node(node)
