@@ -80,6 +80,11 @@ def compile(
         return _compile(part, inputs, chosen, settings)
 
     if submodules is not None:
+        if precision == "int8":
+            raise OptionError(
+                "precision='int8' cannot be calibrated with submodules=: data for the model are "
+                "not what its parts read. Compile each part by itself, with data of its own."
+            )
         return compile_submodules(model, example_inputs, submodules, compile_for)
     if example_inputs is None and _is_user_model(model):
         inferred = infer_inputs(model)

@@ -237,12 +237,16 @@ def _place_of_rule(one: Rule) -> str | None:
 
 
 def options_of(one: Any) -> dict[str, Any]:
-    """Return the fields of a pass or backend that differ from their defaults."""
+    """Return the fields of a pass or backend that differ from their defaults.
+
+    Data, in fields that `repr` leaves out, are nobody's to print or to save: only a name of some.
+    """
     if isinstance(one, (Rule, RuleSet)):
         return {}
     default = type(one)
     plain = default() if all(map(_has_default, fields(one))) else None
-    values = {f.name: getattr(one, f.name) for f in fields(one)}
+    given = {f.name: (getattr(one, f.name), f.repr) for f in fields(one)}
+    values = {name: v for name, (v, shown) in given.items() if shown or isinstance(v, str)}
     return {k: v for k, v in values.items() if plain is None or getattr(plain, k) != v}
 
 

@@ -31,6 +31,9 @@ BASE_TOLERANCE = {
 }
 OWN_ERROR_FACTOR = 20.0
 STEPS_APART = 5.0  # of 255 in 8 bits: as many as bfloat16 is given, of its 256
+COARSEST = 0.5  # whatever the bits: beyond, all zeros would pass
+# numbers on an edge between integers fall to either side in float32 alone, as they do in engines
+ROUNDED_ERROR_FACTOR = 3.0
 
 Run = Callable[[Sequence[Any]], Sequence[Any]]  # flat inputs to flat outputs
 
@@ -162,7 +165,8 @@ def bound_of(
     limit = _base_tolerance(original)
     if error > limit:
         own = own_error(original, flat, seeded(runner(original), flat))
-        limit = max(limit, OWN_ERROR_FACTOR * own)
+        rounds = bool(original.find(fake_quantize))
+        limit = max(limit, own * (ROUNDED_ERROR_FACTOR if rounds else OWN_ERROR_FACTOR))
     return limit
 
 
@@ -218,7 +222,7 @@ def _base_tolerance(original: GraphModule) -> float:
     ]
     if rounded:
         ends: list[Any] = [node.args[3:] for node in rounded]
-        return STEPS_APART / min(qmax - qmin for qmin, qmax in ends)
+        return min(STEPS_APART / min(qmax - qmin for qmin, qmax in ends), COARSEST)
     dtypes = {
         node.meta["val"].dtype
         for node in original.graph.nodes

@@ -35,7 +35,7 @@ from torch import fx
 
 from fxopt.contract import Effect, PassResult, Precondition
 from fxopt.difference import relative_error
-from fxopt.errors import OptionError, check_choice
+from fxopt.errors import OptionError, check_choice, check_option
 from fxopt.graph_module import GraphModule
 from fxopt.naming import check_patterns, fits
 from fxopt.quantization.calibration import calibrate
@@ -102,7 +102,7 @@ class InsertFakeQuant:
     calibration: Any = field(default=None, repr=False, compare=False)
     target: str | Policy = "openvino"
     bits: str = "w8a8"
-    overrides: Mapping[str, str] = field(default_factory=dict)
+    overrides: Mapping[str, str] = field(default_factory=dict, hash=False)
     keep: tuple[str, ...] = ()
     method: str | Method = "mse"
     weight_method: str = "minmax"
@@ -120,21 +120,36 @@ class InsertFakeQuant:
     def __post_init__(self) -> None:
         policy_of(self.target)
         method_of(self.method)
+        if not isinstance(self.overrides, Mapping):
+            raise OptionError(
+                f"overrides={self.overrides!r}: it maps patterns to bits, {{'layer1.*': 'w4a8'}}."
+            )
+        object.__setattr__(self, "overrides", dict(self.overrides))
+        for name in ("learn", "progress"):
+            value = getattr(self, name)
+            check_option("InsertFakeQuant", type(value) is bool, name, value, "True or False")
         check_choice("weight_method", self.weight_method, ("minmax", "mse"))
         for text in (self.bits, *self.overrides.values()):
             _bits(text)
         if isinstance(self.keep, str):
             raise OptionError(f"keep={self.keep!r} is one text; write keep=({self.keep!r},).")
+        if not isinstance(self.keep, (tuple, list)) or not all(
+            isinstance(pattern, str) for pattern in (*self.keep, *self.overrides)
+        ):
+            raise OptionError(f"keep={self.keep!r}: patterns are texts, in a tuple.")
         if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 1:
             raise OptionError(f"samples={self.samples!r}: it is a whole number above 0.")
 
     def run(self, graph: GraphModule) -> PassResult:
         """Insert the fake-quants. `details` of the result is a `QuantizationRecord`."""
         rewriter = Rewriter(graph)
+        policy = policy_of(self.target)
         if graph.is_subgraph:
+            for node in graph.graph.nodes:
+                if called(node) in policy.layers:
+                    rewriter.miss(node, "it stays float: it is in the body of control flow")
             return rewriter.result()
         check_patterns(graph, (*self.overrides, *self.keep))
-        policy = policy_of(self.target)
         placement = place(graph, policy, self._obstacle)
         for node, reason in placement.floats:
             rewriter.miss(node, f"it stays float: {reason}")

@@ -288,6 +288,8 @@ def bias(e: Emitter, x: Any, weights: Any, given: Any) -> tuple[Value | None, Va
     int32 bias of scale s_x · s_w. It makes one of a float bias too, but of one that does not fit it
     makes another number.
     """
+    if not e.on_cpu and is_weight(e, weights) and _is_uniform(e, given):
+        return _nearly_uniform(e, weights, given), None
     if given is None or not e.on_cpu or not is_weight(e, weights) or e.tensor(given) is None:
         return (None if given is None else e.value(given)), None
     activation = _activation(e, x)
@@ -310,6 +312,28 @@ def bias(e: Emitter, x: Any, weights: Any, given: Any) -> tuple[Value | None, Va
     stored = e.weights(nodes, "int32", lambda *tensors: integers(*tensors).to(torch.int32))
     zeros = e.constant(torch.zeros(b.shape, dtype=torch.int32))
     return e.op("DequantizeLinear", stored, e.weights(nodes, "scales", scales), zeros, axis=0), None
+
+
+def _is_uniform(e: Emitter, bias: Any) -> bool:
+    """Whether a linear layer adds the same number to each output, or none."""
+    if e.node.target is not aten.linear.default:
+        return False
+    tensor = None if bias is None else e.tensor(bias)
+    return bias is None or (tensor is not None and bool((tensor == tensor.reshape(-1)[:1]).all()))
+
+
+def _nearly_uniform(e: Emitter, weights: Any, bias: Any) -> Value:
+    """Return a bias that differs by less than any step, for OpenVINO.
+
+    With none, or one number for all outputs, a product of few rows with a ReLU and a rounding
+    behind it returns what it finds in memory (seen in 2026.4).
+    """
+    outputs = shape_of(weights)[0]
+    tensor = None if bias is None else e.tensor(bias)
+    number = torch.zeros(1) if tensor is None else tensor.detach().reshape(-1)[:1].float()
+    ramp = torch.linspace(1, 2, outputs)
+    near = ramp * 1e-30 if float(number) == 0 else number * (1 + ramp * 2.0**-22)
+    return e.constant(near.to(_dtype(e, weights)))
 
 
 # -- what a call is given --------------------------------------------------------------------------

@@ -21,13 +21,12 @@ def _resize(e: Emitter, x: Any, output_size: Any, factors: Any, **attributes: An
     if single:
         value = e.op("Unsqueeze", x, [2])
     if output_size is not None:
-        wanted = [*([1] if single else []), *output_size]
-        sizes = e.sizes(wanted)
+        sizes = e.sizes([e.size(x, 0), e.size(x, 1), *([1] if single else []), *output_size])
     else:
-        given = [float(f) for f in factors]
-        scales = e.constant(np.asarray([*([1.0] if single else []), *given], dtype=np.float32))
-    axes = list(range(2, rank + int(single)))
-    resized = e.op("Resize", value, None, scales, sizes, axes=axes, **attributes)
+        given = [1.0, 1.0, *([1.0] if single else []), *map(float, factors)]
+        scales = e.constant(np.asarray(given, dtype=np.float32))
+    # without `axes`: ONNX Runtime turns a Resize between layers of integers, and forgets these
+    resized = e.op("Resize", value, None, scales, sizes, **attributes)
     return e.op("Squeeze", resized, [2]) if single else resized
 
 

@@ -116,7 +116,8 @@ def _flat(graph: GraphModule, signature: Signature, data: Any) -> Iterator[list[
     for batch in each_batch(data, "calibration"):
         inputs = inputs_of(batch)
         flat = signature.flatten(inputs.args, inputs.kwargs)
-        yield [x.to(device) if isinstance(x, torch.Tensor) else x for x in flat]
+        # copies: the model may write to what it is given
+        yield [x.to(device, copy=True) if isinstance(x, torch.Tensor) else x for x in flat]
 
 
 def _random(graph: GraphModule) -> Iterator[list[Any]]:
@@ -141,7 +142,7 @@ def _fitted(signature: Signature, flat: list[Any]) -> Iterator[tuple[list[Any], 
         signature.check(flat)
     except ShapeError:
         wanted = _captured_rows(signature)
-        if wanted is None or given is None or given == wanted or not given:
+        if not wanted or not given or given == wanted:
             raise
         for start in range(0, given, wanted):
             rows = torch.arange(start, start + wanted) % given

@@ -25,7 +25,7 @@ from torch._ops import OpOverload
 from fxopt.constants import Constants
 from fxopt.graph_module import GraphModule
 from fxopt.quantization.operator import fake_quantize
-from fxopt.quantization.policy import JOINS, MOVES, Policy
+from fxopt.quantization.policy import JOINS, LAYERS, MOVES, Policy
 from fxopt.shapes import is_tensor, rank_of
 
 aten = torch.ops.aten
@@ -93,6 +93,9 @@ class _Walk:
         for node in self.graph.graph.nodes:
             name = called(node)
             if name not in self.policy.layers and name not in self.policy.products:
+                if name in LAYERS:
+                    words = f"{self.policy.name} has no kernel of integers for it"
+                    self.floats.append((node, words))
                 continue
             is_layer = name in self.policy.layers
             reason = self.obstacle(node) or _misfit(node, constants, is_layer)
@@ -106,7 +109,7 @@ class _Walk:
     def other_readers(self) -> None:
         """Let other calls with kernels of integers join in, where they can read nothing else."""
         for node in self.graph.graph.nodes:
-            if called(node) not in self.policy.reads or node in self.absorbed:
+            if called(node) not in self.policy.reads or node in self.absorbed or _pads(node):
                 continue
             operands = [x for x in node.all_input_nodes if _is_float(x)]
             roots = [root for x in operands for root in self._roots(x)]
@@ -198,6 +201,8 @@ class _Walk:
 def moved(node: fx.Node) -> list[fx.Node] | None:
     """Return what a node moves the numbers of, or None where it computes new ones."""
     name = called(node)
+    if name.startswith("aten::max_pool") and _pads_beyond(node.all_input_nodes[0]):
+        return None  # what was padded with is gone, and shall not widen the range
     if node.target is operator.getitem:
         source = node.all_input_nodes[0]
         return moved(source) if called(source) in MOVES else None
@@ -206,16 +211,27 @@ def moved(node: fx.Node) -> list[fx.Node] | None:
         return list(parts)
     if name not in MOVES or not _is_float(node.all_input_nodes[0]):
         return None
-    if name in ("aten::constant_pad_nd", "aten::pad") and not _pads_within(node):
-        return None
-    return [node.all_input_nodes[0]]
+    return None if _pads_beyond(node) else [node.all_input_nodes[0]]
 
 
-def _pads_within(pad: fx.Node) -> bool:
-    """Whether what is padded lies in every range: 0 does, and so do the tensor's own numbers."""
-    if called(pad) == "aten::pad" and pad.args[2] != "constant":
-        return True
-    return pad.args[-1] in (None, 0)
+def _pads_beyond(node: fx.Node) -> bool:
+    """Whether a call pads with what lies in no range: 0 does, and the tensor's own numbers do."""
+    if called(node) not in ("aten::constant_pad_nd", "aten::pad"):
+        return False
+    is_constant = called(node) == "aten::constant_pad_nd" or node.args[2] == "constant"
+    return is_constant and node.args[-1] not in (None, 0)
+
+
+def _pads(pool: fx.Node) -> bool:
+    """Whether an average pool counts zeros around the edge, or less than its window there.
+
+    OpenVINO takes a zero of integers for the number 0, whatever the zero point.
+    """
+    if not called(pool).startswith("aten::avg_pool"):
+        return False
+    padding, ceils, divisor = pool.args[3], pool.args[4], pool.args[6:]
+    sizes = padding if isinstance(padding, (list, tuple)) else [padding]
+    return any(sizes) or bool(ceils) or any(one is not None for one in divisor)
 
 
 def _is_float(node: fx.Node) -> bool:
@@ -228,6 +244,8 @@ def _misfit(node: fx.Node, constants: Constants, is_layer: bool) -> str | None:
         return "it does not compute floats"
     if is_layer:
         weight: Any = node.args[1]
+        if called(node) == "aten::linear" and rank_of(node.args[0]) < 2:
+            return "its input is a vector"
         if weight.target is fake_quantize:
             return "its weight is quantized already"
         if not constants.holds(weight):

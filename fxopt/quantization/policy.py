@@ -27,6 +27,10 @@ _ACTIVATIONS = _CLAMPS | operators("""
     hardswish hardsigmoid sigmoid tanh silu gelu elu leaky_relu mish softplus
 """)
 
+# What has weights, and kernels of integers in some engine or other.
+LAYERS = _CONVOLUTIONS | _TRANSPOSED | operators("""
+    convolution linear addmm lstm gru rnn_tanh rnn_relu
+""")
 # The same numbers at other places: rounded before, they are rounded behind.
 MOVES = operators("""
     alias clone contiguous view reshape flatten unflatten permute transpose t squeeze unsqueeze

@@ -438,3 +438,19 @@ def test_linear_layers_over_pictures() -> None:
         return outer(y).permute(0, 3, 1, 2) + x
 
     check(block, pictures(4), rare=1.0, bound=0.02)
+
+
+@pytest.mark.parametrize("resize", [
+    nn.Upsample(scale_factor=2), nn.Upsample(size=(20, 21)),
+    nn.Upsample(scale_factor=1.5, mode="bilinear"),
+])  # fmt: skip
+def test_upsampling_between_layers_of_integers(resize: nn.Module) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), resize, nn.Conv2d(8, 4, 3)).eval()
+    x = torch.randn(2, 3, 16, 16)
+    compiled = fxopt.compile(
+        model, x, backend="onnx", precision="int8", calibration=[x], threads=1
+    )
+    with torch.no_grad():
+        off = (compiled(x) - compiled.graph(x)).abs().max()
+    assert off <= 0.02 * compiled.graph(x).abs().max()

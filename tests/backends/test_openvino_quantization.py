@@ -168,3 +168,30 @@ def test_a_dynamic_batch_and_a_file(tmp_path: Path) -> None:
 def test_rounding_bounds_no_integer_inputs() -> None:
     first = Round()
     check(lambda x, n: (first(x), n + 1), torch.randn(3), torch.tensor([2**30]))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8])
+@pytest.mark.parametrize("bias", [None, 0.0, 0.1])
+def test_one_bias_for_all_outputs_in_front_of_a_relu(rows: int, bias: float | None) -> None:
+    torch.manual_seed(0)
+    first = nn.Linear(64, 64, bias=bias is not None)
+    if bias is not None:
+        nn.init.constant_(first.bias, bias)
+    model = nn.Sequential(first, nn.ReLU(), nn.Linear(64, 10)).eval()
+    x = torch.randn(rows, 64)
+    compiled = fxopt.compile(
+        model, x, backend="openvino", precision="int8", calibration=[x], threads=1
+    )
+    agrees(compiled(x), compiled.graph(x), rare=1.0, bound=0.02)
+
+
+def test_an_average_over_padding_and_a_mobile_block() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.AvgPool2d(3, 2, 1), nn.Conv2d(8, 4, 1)
+    ).eval()
+    x = torch.randn(2, 3, 9, 9)
+    compiled = fxopt.compile(
+        model, x, backend="openvino", precision="int8", calibration=[x], threads=1
+    )
+    agrees(compiled(x), compiled.graph(x), rare=1.0, bound=0.02)

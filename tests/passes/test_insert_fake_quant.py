@@ -21,6 +21,7 @@ from fxopt.quantization.errors import CalibrationError
 from fxopt.quantization.operator import fake_quantize
 from fxopt.quantization.policy import POLICIES
 from fxopt.testing import noisy
+from fxopt.verify import compare
 from tests.models import Function
 
 aten = torch.ops.aten
@@ -288,6 +289,11 @@ def test_bits_of_layers_and_what_stays_float() -> None:
         ({"bits": "w1a8"}, "2 to 16"),
         ({"overrides": {"0": "w8a17"}}, "2 to 16"),
         ({"keep": "head"}, "('head',)"),
+        ({"keep": None}, "in a tuple"),
+        ({"keep": (3,)}, "texts"),
+        ({"overrides": "0"}, "maps patterns"),
+        ({"overrides": {3: "w4a8"}}, "texts"),
+        ({"learn": "no"}, "True or False"),
         ({"samples": 0}, "above 0"),
         ({"method": "median"}, "calibration method"),
         ({"weight_method": "median"}, "'minmax'"),
@@ -391,6 +397,64 @@ def test_constant_activations() -> None:
 def test_random_data_are_asked_for_by_name() -> None:
     one, other = (rounded(convolutions(), data="random") for _ in range(2))
     assert all(map(torch.equal, one.constants().values(), other.constants().values()))
+
+
+def test_data_are_not_written_to_nor_shown() -> None:
+    class Doubles(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x.mul_(2)
+            return self.layer(x)
+
+    data = [torch.ones(2, 4)]
+    graph = fxopt.optimize(Doubles().eval(), torch.ones(2, 4), passes=[InsertFakeQuant(data)])
+    assert torch.equal(data[0], torch.ones(2, 4))
+    assert "tensor" not in f"{graph.report} {graph.report.to_json()}"
+    assert InsertFakeQuant(data) == InsertFakeQuant("random")
+    hash(InsertFakeQuant(data, overrides={"0": "w4a8"}))
+
+
+def test_data_for_a_model_are_not_those_for_its_parts() -> None:
+    with pytest.raises(OptionError, match="submodules"):
+        fxopt.compile(
+            convolutions(), X, precision="int8", calibration=images(), submodules=["2"]
+        )
+
+
+def test_what_a_pool_drops_does_not_widen_the_range() -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = F.pad(self.a(x).relu(), (1, 1, 1, 1), value=-1e4)
+            return self.b(F.max_pool2d(y, 3))
+
+    record = rounded(Padded()).story.steps[-1].details
+    assert [value.node for value in record.values] == ["x", "max_pool2d"]
+    assert record.values[1].high < 100
+
+
+def test_layers_without_a_kernel_of_integers_are_named() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 4, 3))
+    graph = rounded(model, target="onnx")
+    assert graph.story.steps[-1].details.floats == (
+        ("2", "onnx has no kernel of integers for it"),
+    )
+    assert not rounded(model, target="openvino").story.steps[-1].details.floats
+
+
+def test_the_bound_for_engines_does_not_grow_without_end() -> None:
+    graph = rounded(convolutions(), bits="w2a2")
+    verdict = compare(
+        "zeros", lambda flat: [torch.zeros_like(graph(*flat))], lambda flat: graph.run(*flat),
+        graph, [(X,)], None,
+    )  # fmt: skip
+    assert not verdict.passed and verdict.bound <= 0.5
 
 
 # -- preconditions --------------------------------------------------------------------------------
