@@ -229,7 +229,8 @@ def _summary_of_integers(cases: list[Case]) -> list[str]:
         others = [time[name] for name in QUANTIZERS if name in time]
         best = min(others, default=math.nan)
         ratios.append(min(one for one in ours if not math.isnan(one)) / best)
-        cells = (case.title, *(f"{one:.2f}" for one in (*ours, best, ratios[-1])))
+        figures = (*ours, best, ratios[-1])
+        cells = (case.title, *("–" if math.isnan(one) else f"{one:.2f}" for one in figures))
         lines.append("| " + " | ".join(cells) + " |")
     mean = statistics.geometric_mean(ratios)
     return [*lines, "", f"{mean:.2f} in the geometric mean, {max(ratios):.2f} at worst."]
