@@ -35,7 +35,7 @@ from torch import fx
 
 from fxopt.contract import Effect, PassResult, Precondition
 from fxopt.difference import relative_error
-from fxopt.errors import OptionError, check_choice, check_option
+from fxopt.errors import OptionError, check_choice, check_option, is_count
 from fxopt.graph_module import GraphModule
 from fxopt.naming import check_patterns, fits
 from fxopt.quantization.calibration import calibrate
@@ -52,8 +52,9 @@ from fxopt.rewrite import Rewriter
 from fxopt.verify import runner, seeded
 
 aten = torch.ops.aten
-_BITS = re.compile(r"w(\d+)a(\d+)", re.ASCII)
+_BITS = re.compile(r"w(\d+)(?:a(\d+))?", re.ASCII)
 _FLOAT = "float"
+Bits = tuple[int, int | None]  # of weights, and of activations that are rounded
 
 
 def _quantized_already(graph: GraphModule) -> str | None:
@@ -85,7 +86,8 @@ class InsertFakeQuant:
     calibration    batches of what the model will see: pairs (inputs, targets), or inputs alone;
                    some hundreds of samples do. "random" for tests of speed
     target         the engine: "onnx", "openvino", "eager", or a `fxopt.quantization.Policy`
-    bits           "w8a8": bits of weights and of activations, 2 to 16
+    bits           "w8a8": bits of weights and of activations, 2 to 16; "w8": of weights alone,
+                   which needs no data, and makes files smaller, and what waits for memory faster
     overrides      the bits, or "float", by pattern: {"layer1.*": "w4a8", "head": "float"}. A
                    pattern fits paths of layers, names of nodes, and operators ("aten.linear"); the
                    first that fits counts
@@ -93,6 +95,8 @@ class InsertFakeQuant:
     method         how the ranges of activations follow from what was seen: "minmax",
                    "moving-average", "percentile", "mse", "entropy", an object or a function; see
                    `fxopt.quantization.ranges`
+    group          so many weights in a row share a scale in linear layers, instead of all of an
+                   output's; where that divides their number
     weight_method  "minmax", or "mse": clip weights where that makes the squared error smaller
     learn          make the scales parameters, which training then learns (LSQ)
     samples        how many inputs to look at
@@ -105,6 +109,7 @@ class InsertFakeQuant:
     overrides: Mapping[str, str] = field(default_factory=dict, hash=False)
     keep: tuple[str, ...] = ()
     method: str | Method = "mse"
+    group: int | None = None
     weight_method: str = "minmax"
     learn: bool = False
     samples: int = 256
@@ -139,6 +144,10 @@ class InsertFakeQuant:
             raise OptionError(f"keep={self.keep!r}: patterns are texts, in a tuple.")
         if isinstance(self.samples, bool) or not isinstance(self.samples, int) or self.samples < 1:
             raise OptionError(f"samples={self.samples!r}: it is a whole number above 0.")
+        check_option(
+            "InsertFakeQuant", self.group is None or is_count(self.group), "group", self.group,
+            "a whole number above 0, or None",
+        )  # fmt: skip
 
     def run(self, graph: GraphModule) -> PassResult:
         """Insert the fake-quants. `details` of the result is a `QuantizationRecord`."""
@@ -150,16 +159,21 @@ class InsertFakeQuant:
                     rewriter.miss(node, "it stays float: it is in the body of control flow")
             return rewriter.result()
         check_patterns(graph, (*self.overrides, *self.keep))
-        placement = place(graph, policy, self._obstacle)
+        placement = place(
+            graph, policy, self._obstacle, lambda node: self._bits_of(node)[1] is None
+        )
         for node, reason in placement.floats:
             rewriter.miss(node, f"it stays float: {reason}")
         if not placement.values and not placement.weights:
             return rewriter.result()
         before = graph.copy()
-        seen, samples = calibrate(
-            graph, [value.node for value in placement.values], self.calibration,
-            samples=self.samples, progress=self.progress,
-        )  # fmt: skip
+        seen: dict[fx.Node, Histogram] = {}
+        samples = 0
+        if placement.values:
+            seen, samples = calibrate(
+                graph, [value.node for value in placement.values], self.calibration,
+                samples=self.samples, progress=self.progress,
+            )  # fmt: skip
         schemes = self._activation_schemes(placement, policy, seen)
         ranges = [
             range_of(seen[value.node], schemes[value.group], self.method)
@@ -183,13 +197,13 @@ class InsertFakeQuant:
     def _activation_schemes(
         self, placement: Placement, policy: Policy, seen: Mapping[fx.Node, Histogram]
     ) -> dict[int, Scheme]:
-        """Return the scheme of each group: the most bits that any of its readers asks for.
+        """Return the scheme of each group: the most bits that anyone asks for who computes on it.
 
         Where one asks for the zero point 0, and there are negative numbers, it is symmetric.
         """
         bits: dict[int, int] = {}
         for value in placement.values:
-            asked = [self._bits_of(reader)[1] for reader in value.readers]
+            asked = [self._bits_of(asker)[1] or 8 for asker in value.askers]
             bits[value.group] = max(bits.get(value.group, 0), *asked)
         centered = {value.group for value in placement.values if value.centered}
         negative = {value.group for value in placement.values if seen[value.node].low < 0}
@@ -268,25 +282,30 @@ class InsertFakeQuant:
         for weight, layers in placement.weights.items():
             most = max(self._bits_of(layer)[0] for layer in layers)
             scheme = replace(policy.weights, bits=most)
-            axis = channel_axis(layers[0])
+            axis, group = channel_axis(layers[0]), self._group_of(weight)
             insert = partial(rewriter.constant, sources=[weight], before=layers[0], origin=weight)
             parameters = [
                 insert(
                     partial(_parameter, which=which, scheme=scheme, axis=axis,
-                            method=self.weight_method),
+                            method=self.weight_method, group=group),
                     name=f"{weight.target}_{name}",
                     trainable=self.learn and which == 0,
                 )
                 for which, name in enumerate(("scale", "zero_point"))
             ]  # fmt: skip
-            rounded = rewriter.insert(
-                fake_quantize, weight, *parameters, scheme.qmin, scheme.qmax,
-                before=layers[0], origin=weight, like=weight,
-            )  # fmt: skip
+            build = partial(rewriter.insert, before=layers[0], origin=weight)
+            ends, shape = (scheme.qmin, scheme.qmax), list(weight.meta["val"].shape)
+            if group is None:
+                rounded = build(fake_quantize, weight, *parameters, *ends, like=weight)
+            else:
+                groups = build(aten.reshape.default, weight, [shape[0], -1, group])
+                rounded = build(fake_quantize, groups, *parameters, *ends, like=groups)
+                rounded = build(aten.reshape.default, rounded, shape)
             if not rewriter.replace(weight, rounded, users=layers):
                 break
             paths = tuple(layer.meta.get("path") or layer.name for layer in layers)
-            done.append(RoundedWeight(str(weight.target), str(scheme), paths))
+            words = str(scheme) if group is None else f"{scheme}, in groups of {group}"
+            done.append(RoundedWeight(str(weight.target), words, paths))
         return tuple(done)
 
     # -- what was asked for -------------------------------------------------------------------
@@ -296,39 +315,48 @@ class InsertFakeQuant:
             return "it is to be kept"
         return None
 
+    def _group_of(self, weight: fx.Node) -> int | None:
+        """Return how many of a weight's numbers share a scale; None for those of an output."""
+        shape = weight.meta["val"].shape
+        divides = self.group is not None and len(shape) == 2 and shape[1] % self.group == 0
+        return self.group if divides else None
+
     def _asked(self, node: fx.Node) -> str:
         found = [bits for pattern, bits in self.overrides.items() if fits(node, pattern)]
         return found[0] if found else self.bits
 
-    def _bits_of(self, node: fx.Node) -> tuple[int, int]:
+    def _bits_of(self, node: fx.Node) -> Bits:
         """Return the bits of weights and of activations that a reader asks for."""
-        return _bits(self._asked(node)) or _bits(self.bits) or (8, 8)
+        asked = self._asked(node)
+        return _bits(self.bits if asked == _FLOAT else asked)
 
 
-def _bits(text: Any) -> tuple[int, int] | None:
-    """Read "w8a8"; None for "float". Raise OptionError for anything else."""
+def _bits(text: Any) -> Bits:
+    """Read "w8a8", or "w8", which has no bits for activations, or "float", which has none at all.
+
+    Raise OptionError for anything else.
+    """
     if text == _FLOAT:
-        return None
+        return 8, 8
     match = _BITS.fullmatch(text) if isinstance(text, str) else None
-    if match is None or not all(2 <= int(bits) <= 16 for bits in match.groups()):
+    if match is None or not all(2 <= int(bits) <= 16 for bits in match.groups() if bits):
         raise OptionError(
             f"{text!r} says no number of bits: write 'w8a8' for weights and activations of 8 bits, "
-            "2 to 16 each, or 'float'."
+            "2 to 16 each, 'w8' for weights alone, or 'float'."
         )
-    return int(match[1]), int(match[2])
+    return int(match[1]), int(match[2]) if match[2] else None
 
 
 def weight_bits(insert: InsertFakeQuant) -> int:
     """Return the fewest bits that any weight was asked to have."""
-    asked = [_bits(text) for text in (insert.bits, *insert.overrides.values())]
-    return min((bits[0] for bits in asked if bits is not None), default=8)
+    return min(_bits(text)[0] for text in (insert.bits, *insert.overrides.values()))
 
 
 def _parameter(
-    weight: torch.Tensor, which: int, scheme: Scheme, axis: int, method: str
+    weight: torch.Tensor, which: int, scheme: Scheme, axis: int, method: str, group: int | None
 ) -> torch.Tensor:
     """Return the scale (0) or the zero point (1) of a weight."""
-    return weight_parameters(weight, scheme, axis, method)[which]
+    return weight_parameters(weight, scheme, axis, method, group)[which]
 
 
 def _moved(before: GraphModule, after: GraphModule) -> tuple[float, float]:

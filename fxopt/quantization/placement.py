@@ -36,11 +36,13 @@ Obstacle = Callable[[fx.Node], str | None]  # why a call is to stay float
 class Value:
     """An activation that is rounded, and those who read it rounded; `group` shares one scale.
 
-    A `centered` one has to have the zero point 0.
+    `askers` are the calls that compute on its integers, behind whatever moves them, else the one
+    that writes them. A `centered` one has to have the zero point 0.
     """
 
     node: fx.Node
     readers: list[fx.Node]
+    askers: list[fx.Node]
     group: int
     centered: bool
 
@@ -54,9 +56,14 @@ class Placement:
     floats: list[tuple[fx.Node, str]]
 
 
-def place(graph: GraphModule, policy: Policy, obstacle: Obstacle) -> Placement:
-    """Decide what is rounded. `obstacle` says of a call why it is to stay float, or None."""
-    walk = _Walk(graph, policy, obstacle)
+def place(
+    graph: GraphModule, policy: Policy, obstacle: Obstacle, weights_only: Callable[[fx.Node], bool]
+) -> Placement:
+    """Decide what is rounded. `obstacle` says of a call why it is to stay float, or None.
+
+    A layer of which `weights_only` is true reads floats.
+    """
+    walk = _Walk(graph, policy, obstacle, weights_only)
     walk.demand_of_layers()
     walk.other_readers()
     return walk.placement()
@@ -77,9 +84,10 @@ class _Walk:
     graph: GraphModule
     policy: Policy
     obstacle: Obstacle
+    weights_only: Callable[[fx.Node], bool]
     integer: dict[fx.Node, None] = field(default_factory=dict)  # calls with kernels of integers
     written: dict[fx.Node, fx.Node] = field(default_factory=dict)  # what these write, and which
-    wanted: dict[fx.Node, None] = field(default_factory=dict)
+    wanted: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)  # and who asked for it
     carriers: set[fx.Node] = field(default_factory=set)  # moves on the way to integer calls
     absorbed: set[fx.Node] = field(default_factory=set)  # calls that a kernel before them takes in
     weights: dict[fx.Node, list[fx.Node]] = field(default_factory=dict)
@@ -104,6 +112,8 @@ class _Walk:
                 continue
             if is_layer:
                 self.weights.setdefault(node.all_input_nodes[1], []).append(node)
+            if self.weights_only(node):
+                continue
             self._compute_in_integers(node, node.all_input_nodes[: 1 if is_layer else 2])
 
     def other_readers(self) -> None:
@@ -128,7 +138,9 @@ class _Walk:
         values = []
         for root in sorted(self.wanted, key=order.__getitem__):
             group = groups.setdefault(self.scales[root], len(groups))
-            values.append(Value(root, list(self._readers(root)), group, root in self.centered))
+            askers = self.wanted[root] or [self.written[root]]
+            is_centered = root in self.centered
+            values.append(Value(root, list(self._readers(root)), askers, group, is_centered))
         return Placement(values, self.weights, self.floats)
 
     # -- what follows from what ---------------------------------------------------------------
@@ -138,7 +150,8 @@ class _Walk:
         self.integer[node] = None
         for operand in operands:
             roots = list(self._roots(operand, note=True))
-            self.wanted.update(dict.fromkeys(roots))
+            for root in roots:
+                self.wanted.setdefault(root, []).append(node)
             if called(node) in self.policy.centered:
                 self.centered.update(roots)
             if len(roots) > 1:
@@ -146,7 +159,7 @@ class _Walk:
         end = self._end(node)
         self.written[end] = node
         if called(node) in self.policy.rounds:
-            self.wanted[end] = None
+            self.wanted.setdefault(end, [])
 
     def _is_to_be_had(self, root: fx.Node) -> bool:
         """Whether a value is rounded, or can be without a loss to others.

@@ -13,7 +13,7 @@ def quantize(
     model: Any,
     example_inputs: Any = None,
     *,
-    calibration: Any,
+    calibration: Any = None,
     target: str | Policy = "openvino",
     bits: str = "w8a8",
     together: bool | None = None,
@@ -23,9 +23,10 @@ def quantize(
     """Return the graph of a model, fake-quantized for the integer kernels of an engine.
 
     The default passes run, then `InsertFakeQuant`, which takes `options`, then, where `together`,
-    `RoundWeights`; None is for weights of fewer than 8 bits. Compile the graph for that engine with
-    `passes=[]`, or train it first. Both passes look at `calibration`, so it must be something that
-    can be iterated again. Raises what `fxopt.optimize` and these passes raise.
+    `RoundWeights`; None is for weights of fewer than 8 bits, where there are data. Compile the
+    graph for that engine with `passes=[]`, or train it first. Both passes look at `calibration`, so
+    it must be something that can be iterated again; bits="w8" needs none. Raises what
+    `fxopt.optimize` and these passes raise.
     """
     from fxopt.passes.expand_attention import ExpandAttention
     from fxopt.passes.insert_fake_quant import InsertFakeQuant, weight_bits
@@ -36,6 +37,7 @@ def quantize(
     if policy_of(target).products:
         passes.append(ExpandAttention())
     passes.append(insert)
-    if together or (together is None and weight_bits(insert) < 8):
+    few = weight_bits(insert) < 8 and calibration is not None
+    if few if together is None else together:
         passes.append(RoundWeights(calibration, samples=insert.samples))
     return optimize(model, example_inputs, passes=passes, dynamic_shapes=dynamic_shapes)

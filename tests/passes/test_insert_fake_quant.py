@@ -271,6 +271,9 @@ def test_bits_of_layers_and_what_stays_float() -> None:
     )
     steps = [(node.args[3], node.args[4]) for node in graph.find(fake_quantize)]
     assert sorted(steps) == [(-7, 7), (-3, 3), (0, 63), (0, 255)]
+    pooled = convolutions(nn.ReLU(), nn.MaxPool2d(2))
+    graph = rounded(pooled, bits="w8a4", overrides={"3": "w8a8"}, target="openvino")
+    assert sorted(node.args[4] for node in graph.find(fake_quantize)) == [15, 127, 127, 255]
     for options in ({"keep": ("0",)}, {"overrides": {"0": "float"}}, {"keep": ("conv2d",)}):
         graph = rounded(convolutions(nn.ReLU()), **options)
         assert list(values(graph)) == ["relu"] and weights(graph) == 1
@@ -278,6 +281,44 @@ def test_bits_of_layers_and_what_stays_float() -> None:
         assert miss.node == "conv2d" and "to be kept" in miss.reason
     graph = rounded(convolutions(nn.ReLU()), keep=("aten.conv2d",))
     assert not graph.find(fake_quantize)
+
+
+def test_weights_alone_need_no_data() -> None:
+    model = noisy(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))).eval()
+    graph = fxopt.optimize(model, X, passes=["default", InsertFakeQuant(bits="w4")])
+    assert weights(graph) == 2 and not values(graph)
+    assert [(n.args[3], n.args[4]) for n in graph.find(fake_quantize)] == [(-7, 7)] * 2
+    assert graph.story.steps[-1].details.samples == 0
+    half = InsertFakeQuant(images(), bits="w8", overrides={"2": "w8a8"}, target="eager")
+    graph = fxopt.optimize(model, X, passes=["default", half])
+    assert values(graph) == {"relu": ["conv2d_1"]} and weights(graph) == 2
+
+
+@pytest.mark.parametrize("backend", ["eager", "onnx", "openvino", "torchscript"])
+def test_groups_of_weights_with_a_scale_of_their_own(backend: str) -> None:
+    if backend in ("onnx", "openvino"):
+        pytest.importorskip({"onnx": "onnxruntime"}.get(backend, backend))
+    model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 5), nn.Linear(5, 6)).eval()
+    with torch.no_grad():
+        model[0].weight[:, ::7] *= 10  # one scale for all would leave the others nothing
+    x = torch.randn(3, 64)
+    graphs = {
+        group: fxopt.optimize(model, x, passes=[InsertFakeQuant(bits="w4", group=group)])
+        for group in (None, 8)
+    }
+    assert sqnr(graphs[8](x), model(x)) > sqnr(graphs[None](x), model(x)) + 3
+    weight = model[0].weight.detach().view(32, 8, 8)
+    scale = weight.abs().amax(-1, keepdim=True) / 7
+    first = graphs[8].find(aten.linear.default)[0]
+    with torch.no_grad():
+        by_hand = F.linear(x, ((weight / scale).round() * scale).view(32, 64), model[0].bias)
+    found = fxopt.optimize(nn.Sequential(model[0]), x, passes=[InsertFakeQuant(bits="w4", group=8)])
+    torch.testing.assert_close(found(x), by_hand)
+    assert first.args[1].target is not fake_quantize  # which is behind a reshape
+    record = graphs[8].story.steps[-1].details
+    assert ["groups of 8" in one.scheme for one in record.weights] == [True, True, False]
+    compiled = fxopt.compile(graphs[8], backend=backend, passes=[])
+    torch.testing.assert_close(compiled(x), graphs[8](x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -295,6 +336,7 @@ def test_bits_of_layers_and_what_stays_float() -> None:
         ({"overrides": {3: "w4a8"}}, "texts"),
         ({"learn": "no"}, "True or False"),
         ({"samples": 0}, "above 0"),
+        ({"group": 0}, "above 0"),
         ({"method": "median"}, "calibration method"),
         ({"weight_method": "median"}, "'minmax'"),
     ],
