@@ -11,6 +11,11 @@ from fxopt.errors import unknown_name
 from fxopt.graph_module import GraphModule
 
 
+def operators(names: str) -> frozenset[str]:
+    """Return the full names of operators of PyTorch, which overloads share: "aten::conv2d"."""
+    return frozenset(f"aten::{name}" for name in names.split())
+
+
 def fits(node: fx.Node, pattern: str) -> bool:
     """Whether a pattern fits a node.
 

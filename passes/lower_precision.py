@@ -44,7 +44,7 @@ from fxopt.effects import is_pure
 from fxopt.errors import OptionError, VerifyError, check_choice
 from fxopt.graph_module import GraphModule
 from fxopt.interpreter import Interpreter, in_evaluation
-from fxopt.naming import check_patterns, fits
+from fxopt.naming import check_patterns, fits, operators
 from fxopt.rewrite import Rewriter
 from fxopt.verify import runner, seeded
 
@@ -54,15 +54,11 @@ HALF_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _MARGIN = 8  # times what the example inputs lead to must fit into float16
 
 
-def _operators(names: str) -> frozenset[str]:
-    return frozenset(f"aten::{name}" for name in names.split())
-
-
-_MULTIPLY = _operators("""
+_MULTIPLY = operators("""
     conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear bilinear
     matmul mm bmm mv addmm baddbmm scaled_dot_product_attention embedding
 """)
-_FOLLOW = _operators("""
+_FOLLOW = operators("""
     alias clone contiguous view reshape permute transpose t unsqueeze squeeze expand expand_as
     flatten unflatten slice select narrow split split_with_sizes chunk unbind cat stack roll flip
     constant_pad_nd pad reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d
@@ -76,7 +72,7 @@ _FOLLOW = _operators("""
     where masked_fill
 """)
 # of these, numbers and integer tensors are operands
-_ARITHMETIC = _operators("""
+_ARITHMETIC = operators("""
     add sub rsub mul div clamp clamp_min clamp_max maximum minimum where masked_fill threshold
     hardtanh
 """)

@@ -25,9 +25,10 @@ from torch import fx
 
 from fxopt.contract import Effect, PassResult, Precondition
 from fxopt.graph_module import GraphModule
+from fxopt.naming import operators
 from fxopt.quantization.operator import fake_quantize
 from fxopt.quantization.placement import called, moved
-from fxopt.quantization.policy import JOINS, MOVES, POLICIES, operators
+from fxopt.quantization.policy import JOINS, MOVES, POLICIES
 from fxopt.rewrite import Rewriter
 from fxopt.shapes import is_tensor
 

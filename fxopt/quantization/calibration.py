@@ -48,12 +48,10 @@ def calibrate(
     twin.own_storage()  # running it may write its state
     interpreter = Interpreter(twin)
     seen = 0
-    with bar("calibration", samples, shown=progress) as tick:
+    with bar("calibration", None, shown=progress) as tick:
         for number, (flat, rows) in enumerate(inputs_for(graph, data, samples)):
-            tick("")
+            tick(f"{seen} of {samples} samples")
             _observe(interpreter, flat, wanted, number)
-            for _ in range(rows - 1):
-                tick("")
             seen += rows
     return found, seen
 

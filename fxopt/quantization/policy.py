@@ -10,13 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fxopt.errors import OptionError, unknown_name
+from fxopt.naming import operators
 from fxopt.quantization.scheme import Scheme
-
-
-def operators(names: str) -> frozenset[str]:
-    """Return the full names of operators of PyTorch, which overloads share."""
-    return frozenset(f"aten::{name}" for name in names.split())
-
 
 _CONVOLUTIONS = operators("conv1d conv2d conv3d")
 _TRANSPOSED = operators("conv_transpose1d conv_transpose2d conv_transpose3d")

@@ -318,6 +318,9 @@ def test_groups_of_weights_with_a_scale_of_their_own(backend: str) -> None:
     record = graphs[8].story.steps[-1].details
     assert ["groups of 8" in one.scheme for one in record.weights] == [True, True, False]
     compiled = fxopt.compile(graphs[8], backend=backend, passes=[])
+    if backend == "eager":  # nothing is rounded anew at each call
+        called = " ".join(map(str, compiled.executable.program.operators.values()))
+        assert not any(name in called for name in ("fake_quantize", "reshape", "view"))
     torch.testing.assert_close(compiled(x), graphs[8](x), rtol=1e-4, atol=1e-4)
 
 
